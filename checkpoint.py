@@ -1,0 +1,135 @@
+"""checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
+
+A checkpoint holds the adapter, its average, the optimiser, both random generators and the ledger of steps, so
+that a resumed run repeats bit for bit what an uninterrupted one would have done: the same lots, the same noise.
+Repeating a step with NEW noise would be a second look at the private data that nobody counted.
+The generators' state would give the noise away, so only the owner may read the file, and a finished run deletes it.
+
+  $ python checkpoint.py      # writes, kills the writer half-way, reads
+"""
+import hashlib
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+
+def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
+    """Call write(file) on a temporary file beside `path`, flush it to the disk, rename it over `path`.
+
+    A crash at any moment leaves the old file or the new one, whole. Errors: OSError, the old file untouched
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)                           # the rename itself must survive a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda f: f.write(text.encode()))
+
+
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint that only its owner can read (mode 600): it holds random state."""
+    write_atomically(path, lambda f: torch.save(state, f), mode=0o600)
+
+
+def load(path: Path, settings: dict) -> dict:
+    """Read a checkpoint, weights only. `settings` must be the ones it was written under: the privacy statement covers
+    ONE mechanism, and a run that changes sigma, q, the data or the adapter half-way is another one.
+
+    Errors: missing, unreadable or written under other settings -> ValueError in one line
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before = state["settings"]
+    except FileNotFoundError:
+        raise ValueError(f"nothing to resume: {path} does not exist (a finished run deletes its checkpoint)") from None
+    except Exception as e:
+        raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); nothing was changed") from None
+    changed = [f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now"
+               for k in sorted(before.keys() | settings.keys()) if before.get(k) != settings.get(k)]
+    if changed:
+        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): the privacy statement "
+                         f"covers one mechanism; resume with the same flags or start in another --out")
+    return state
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of the tensors' bytes. Of private images it is private too: it stays in the owner-only checkpoint."""
+    h = hashlib.sha256()
+    for t in tensors:
+        h.update(str((t.dtype, tuple(t.shape))).encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+# -----------------------------------------------------------------------------
+# what a private run consists of
+
+
+def snapshot(settings: dict, step: int, metrics: list, trainable: dict, average, optimizer, generators: list) -> dict:
+    """All of a run's state after `step` steps, as plain tensors, numbers and strings."""
+    return dict(settings=settings, step=step, metrics=metrics, trainable={k: p.detach() for k, p in trainable.items()},
+                average=average.shadow, updates=average.updates, optimizer=optimizer.state_dict(),
+                generators=[g.get_state() for g in generators])
+
+
+def restore(state: dict, trainable: dict, average, optimizer, generators: list) -> tuple[int, list]:
+    """Put a snapshot back, in place. Returns (steps done, metrics so far)."""
+    with torch.no_grad():
+        for name, p in trainable.items():
+            p.copy_(state["trainable"][name])
+            average.shadow[name].copy_(state["average"][name])
+    average.updates = state["updates"]
+    optimizer.load_state_dict(state["optimizer"])
+    for generator, words in zip(generators, state["generators"]):
+        generator.set_state(words)
+    return state["step"], state["metrics"]
+
+
+def stop_cleanly() -> threading.Event:
+    """An event that the first Ctrl-C sets, so that the step under way is finished and saved; the second one kills."""
+    event = threading.Event()
+
+    def on_interrupt(*_):
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, on_interrupt)
+    return event
+
+
+if __name__ == "__main__":
+    import tempfile
+    path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+    save(path, dict(settings={"sigma": 1.0}, step=41))
+
+    def killed(f):
+        f.write(b"half of step 42")
+        raise KeyboardInterrupt
+    try:
+        write_atomically(path, killed)
+    except KeyboardInterrupt:
+        pass
+    print(f"writer killed half-way; the file still says step {load(path, {'sigma': 1.0})['step']}, "
+          f"mode {path.stat().st_mode & 0o777:o}")
+    try:
+        load(path, {"sigma": 0.5})
+    except ValueError as e:
+        print("resumed with less noise:", e)

@@ -1,0 +1,313 @@
+"""ddpm.py -- noise an image; undo it.
+
+Denoising diffusion (Ho et al. 2020, "DDPM"), sampling by DDIM (Song et al. 2021), and the UNet that
+predicts the noise (Dhariwal & Nichol 2021, "ADM"). Nothing here knows about privacy.
+
+  $ python ddpm.py            # an image at eight noise levels, and back: runs/ddpm.png
+"""
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+# -----------------------------------------------------------------------------
+# 1. the forward process: x_0 -> x_t
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How much signal is left at each of the T steps; t = 0 is the least noisy, t = T - 1 nearly pure noise.
+
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps         [the paper's setting]
+    kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
+    """
+    T: int = 1000
+    kind: str = "linear"
+
+    @functools.cached_property
+    def alpha_bar(self) -> Tensor:
+        """(T,) float32: alpha_bar_t = prod_{s<=t} (1 - beta_s), the share of signal variance left after step t."""
+        if self.T < 1:
+            raise ValueError(f"Schedule: T = {self.T}, expected at least 1 step")
+        if self.kind == "linear":
+            beta = torch.linspace(0.0015, 0.0195, self.T, dtype=torch.float64) * (1000 / self.T)
+        elif self.kind == "cosine":
+            f = torch.cos((torch.arange(self.T + 1, dtype=torch.float64) / self.T + 0.008) / 1.008 * math.pi / 2) ** 2
+            beta = 1 - f[1:] / f[:-1]
+        else:
+            raise ValueError(f"Schedule: kind = {self.kind!r}, expected 'linear' or 'cosine'")
+        return (1 - beta.clamp(max=0.999)).cumprod(0).float()
+
+
+LINEAR = Schedule()
+
+
+def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise: t steps of noising at once.   [DDPM Eq. 4]
+
+    Shapes: x0, noise (..., C, H, W), t (...) -> (..., C, H, W); leading dimensions broadcast
+    """
+    a = schedule.alpha_bar.to(x0.device)[t][..., None, None, None]
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+
+def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
+                     schedule: Schedule = LINEAR) -> tuple[Tensor, Tensor]:
+    """K independent draws of (t, noise) for each image: t uniform on 0..T-1, noise ~ N(0, I).   [DDPM Alg. 1]
+
+    Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
+    """
+    if K < 1:
+        raise ValueError(f"draw_t_and_noise: K = {K}, expected at least 1 draw per image")
+    t = torch.randint(schedule.T, (len(x0), K), device=x0.device, generator=generator)
+    return t, torch.randn((len(x0), K, *x0.shape[1:]), device=x0.device, generator=generator)
+
+
+def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
+    """Each image's loss: the mean over its K draws of ||noise - model(x_t, t, label)||^2 / (CHW).  [DDPM Eq. 14]
+
+    The mean over K is taken here, inside one image's loss, so that one image still has ONE gradient
+    for dpsgd.py to clip: K draws cost no extra privacy.                             [Dockhorn et al. 2023, Eq. 5]
+    Shapes: x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
+    """
+    n, K = t.shape
+    x_t = q_sample(x0[:, None], t, noise, schedule)                        # (n, K, C, H, W)
+    labels = None if labels is None else labels[:, None].expand(n, K).reshape(n * K)
+    predicted = model(x_t.reshape(n * K, *x0.shape[1:]), t.reshape(n * K), labels)   # (n K, C, H, W)
+    return (predicted.reshape(noise.shape) - noise).square().flatten(1).mean(1)
+
+
+# -----------------------------------------------------------------------------
+# 2. the reverse process: noise -> image
+
+
+def predict_noise(model, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
+    """(1 + w) eps(x_t, label) - w eps(x_t, null), w = guidance; w = 0 is the plain model.   [Ho & Salimans 2022, Eq. 6]"""
+    if guidance == 0 or labels is None:
+        return model(x_t, t, labels)
+    both = torch.cat([labels, torch.full_like(labels, model.classes)])
+    with_label, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+    return (1 + guidance) * with_label - guidance * without
+
+
+@torch.no_grad()
+def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta: float = 1.0, guidance: float = 0.0,
+                generator: torch.Generator | None = None, schedule: Schedule = LINEAR) -> Tensor:
+    """From noise to images in `steps` jumps; eta = 0 is deterministic, eta = 1 as random as DDPM.   [DDIM Eq. 12]
+
+    Starts at t = T - 1, the noisiest level that training visits; the last jump goes to alpha_bar = 1 and adds no noise.
+    Shapes: labels (n,) or None, shape = (n, C, H, W) -> (n, C, H, W) in [-1, 1]
+    Errors: steps outside 1..T, eta or guidance < 0 -> ValueError
+    """
+    if not 1 <= steps <= schedule.T:
+        raise ValueError(f"steps = {steps}, expected 1 to {schedule.T}")
+    if eta < 0 or guidance < 0:
+        raise ValueError(f"eta = {eta}, guidance = {guidance}, expected numbers >= 0")
+    device = next(model.parameters()).device
+    x = torch.randn(shape, device=device, generator=generator)
+    times = torch.linspace(schedule.T - 1, 0, steps).round().long().tolist()
+    alpha_bar = [float(schedule.alpha_bar[t]) for t in times] + [1.0]
+    for t, a, a_next in zip(times, alpha_bar, alpha_bar[1:]):
+        noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
+        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1)         # the image it thinks it sees
+        noise = (x - a**0.5 * x0) / (1 - a) ** 0.5                        # the noise that agrees with it
+        sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5  # DDIM Eq. 16; 0 at the last step
+        x = a_next**0.5 * x0 + max(1 - a_next - sigma**2, 0) ** 0.5 * noise
+        if sigma > 0:
+            x = x + sigma * torch.randn(shape, device=device, generator=generator)
+    return x
+
+
+def ddpm_sample(model, labels: Tensor | None, shape: tuple, guidance: float = 0.0,
+                generator: torch.Generator | None = None, schedule: Schedule = LINEAR) -> Tensor:
+    """All T reverse steps with the posterior variance: DDIM with steps = T and eta = 1.   [DDPM Alg. 2; DDIM Sec. 4.1]"""
+    return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule)
+
+
+# -----------------------------------------------------------------------------
+# 3. the network
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of t at geometrically spaced frequencies: (n,) -> (n, width).   [Transformer Sec. 3.5]"""
+    frequency = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angle = t[:, None].float() * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm( conv(silu(norm(x))) + embedding ))): (n, c_in, h, w), (n, e) -> (n, c_out, h, w)."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.embed = nn.Linear(embedding, c_out)
+        self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        _zero(self.conv2)
+
+    def forward(self, x, embedding):
+        h = self.conv1(F.silu(self.norm1(x))) + self.embed(embedding)[:, :, None, None]
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    """x + proj(softmax(Q K^T / sqrt(d)) V), pixels as tokens: (n, c, h, w) -> the same.   [Vaswani et al. 2017, Eq. 1]
+
+    qkv and proj are plain nn.Linear, the layers that the paper adapts. The softmax is written out:
+    torch.func.vmap has no rule for the fused one.
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"Attention: {channels} channels cannot be split into {heads} heads")
+        self.heads, self.norm = heads, nn.GroupNorm(8, channels)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        _zero(self.proj)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)                                        # (n, hw, c)
+        q, k, v = self.qkv(tokens).view(n, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)     # 3 x (n, heads, hw, d)
+        weight = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)                     # (n, heads, hw, hw)
+        tokens = self.proj((weight @ v).transpose(1, 2).reshape(n, h * w, c))                   # (n, hw, c)
+        return x + tokens.transpose(1, 2).reshape(n, c, h, w)
+
+
+class UNet(nn.Module):
+    """Predicts the noise in x_t: model(x, t, labels), (n, C, H, W), (n,), (n,) -> (n, C, H, W).
+
+    blocks residual blocks per level on the way down, one more on the way up; attention after each block of
+    the levels in attention_levels (0 is the finest) and in the middle. classes: number of classes, the label
+    `classes` itself being the null class for guidance; None: unconditional, labels are ignored. patch: each
+    patch x patch square of pixels becomes channels on the way in and pixels again on the way out.
+    """
+
+    def __init__(self, image_channels: int = 1, channels: int = 32, multipliers: tuple = (1, 2), blocks: int = 1,
+                 attention_levels: tuple = (1,), heads: int = 4, classes: int | None = 10, patch: int = 2):
+        super().__init__()
+        self.classes, self.patch, self.channels = classes, patch, channels
+        self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
+                           blocks=blocks, attention_levels=list(attention_levels), heads=heads, classes=classes, patch=patch)
+        e = 2 * channels                                                 # width of the embedding of t and label
+        self.time = nn.Sequential(nn.Linear(channels, e), nn.SiLU(), nn.Linear(e, e))
+        self.class_embedding = nn.Embedding(classes + 1, e) if classes is not None else None
+
+        def stage(c_in, c_out, level):
+            attends = level is None or level in attention_levels
+            return nn.ModuleList([ResidualBlock(c_in, c_out, e), Attention(c_out, heads) if attends else nn.Identity()])
+
+        c = channels
+        self.conv_in = nn.Conv2d(image_channels * patch**2, c, 3, padding=1)
+        self.down, self.up, skips = nn.ModuleList(), nn.ModuleList(), [c]
+        for level, m in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(stage(c, channels * m, level))
+                c = channels * m
+                skips.append(c)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+        self.middle = nn.ModuleList([stage(c, c, None), nn.ModuleList([ResidualBlock(c, c, e), nn.Identity()])])
+        for level, m in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(c + skips.pop(), channels * m, level))
+                c = channels * m
+            if level > 0:
+                self.up.append(nn.Conv2d(c, c, 3, padding=1))
+        self.norm_out, self.conv_out = nn.GroupNorm(8, c), nn.Conv2d(c, image_channels * patch**2, 3, padding=1)
+        _zero(self.conv_out)
+
+    def forward(self, x, t, labels=None):
+        embedding = self.time(time_embedding(t, self.channels))
+        if self.class_embedding is not None:
+            labels = torch.full_like(t, self.classes) if labels is None else labels
+            embedding = embedding + self.class_embedding(labels)
+        embedding = F.silu(embedding)
+
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))               # (n, c, H/patch, W/patch)
+        skips = [x]
+        for stage in self.down:
+            x = run(stage, x, embedding)
+            skips.append(x)
+        for stage in self.middle:
+            x = run(stage, x, embedding)
+        for stage in self.up:
+            if isinstance(stage, nn.Conv2d):                             # to the next finer level
+                x = stage(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            else:
+                x = run(stage, torch.cat([x, skips.pop()], dim=1), embedding)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+def run(stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+    """One stage of the UNet: a strided convolution, or a residual block and its attention."""
+    if isinstance(stage, nn.Conv2d):
+        return stage(x)
+    block, attention = stage
+    return attention(block(x, embedding))
+
+
+def _zero(layer: nn.Module) -> None:
+    """Zero-initialised outputs: each block starts as the identity, the network as the constant 0."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 for the network's forward and backward pass where the hardware is made for it, else float32 as ever.
+
+    Only what runs inside is affected: losses, and all of dpsgd.py's norms, sums and noise, stay float32.
+    """
+    fast = {"cpu": torch.cpu._is_avx512_bf16_supported, "cuda": lambda: torch.cuda.is_bf16_supported(False)}
+    fast = fast[device.type]() if device.type in fast else False
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def save_unet(path: Path, model: UNet, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a UNet's shape and weights (or other weights of that shape, such as an average); replaces `path` at once."""
+    partial = Path(str(path) + ".partial")
+    torch.save(dict(config=model.config, model=weights or model.state_dict()), partial)
+    os.replace(partial, path)
+
+
+def load_unet(path: Path) -> UNet:
+    """Read what `save_unet` wrote; weights only, no code is unpickled.
+
+    Errors: missing, truncated or foreign file -> ValueError in one line
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no base model at {path}; make one with `python train.py pretrain` or pass --base")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model = UNet(**saved["config"])
+        model.load_state_dict(saved["model"])
+    except Exception as e:
+        raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "
+                         f"expected a file written by `python train.py pretrain`") from None
+    return model
+
+
+class EMA:
+    """Running average of parameters: shadow <- d shadow + (1 - d) value, d = min(decay, (1 + n) / (10 + n)).
+
+    The warm-up (n counts updates) lets the average forget its start. Update once per optimiser step.
+    """
+
+    def __init__(self, params: dict[str, Tensor], decay: float):
+        self.decay, self.updates = decay, 0
+        self.shadow = {name: p.detach().clone() for name, p in params.items()}
+
+    @torch.no_grad()
+    def update(self, params: dict[str, Tensor]) -> None:
+        d = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, p in params.items():
+            self.shadow[name].lerp_(p, 1 - d)

@@ -1,0 +1,132 @@
+"""dpsgd.py -- a private gradient of any per-example loss; knows nothing of diffusion.
+
+    g_bar = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )            [DP-SGD, Abadi et al. 2016, Alg. 1]
+
+The lot is a Poisson sample, one example moves the sum by at most C, the noise is drawn once a step:
+that is the sampled Gaussian mechanism whose epsilon accountant.py computes.
+
+  $ python dpsgd.py           # norms before and after clipping, checked against a loop
+"""
+import os
+from typing import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+Params = dict[str, Tensor]                                       # name -> (*shape)
+Grads = dict[str, Tensor]                                        # name -> (n, *shape), one gradient per example
+
+
+def poisson_sample(N: int, q: float, generator: torch.Generator | None = None) -> Tensor:
+    """A lot: each of N examples is in it with probability q, independently of all others.
+
+    Returns: (m,) int64 indices; m is random and private, 0 is legal
+    The draws are float64: float32 has only 2^24 values below 1, too coarse for a small q.
+    """
+    if N < 0 or not 0 <= q <= 1:
+        raise ValueError(f"poisson_sample: N = {N}, q = {q}, expected N >= 0 and 0 <= q <= 1")
+    return (torch.rand(N, dtype=torch.float64, generator=generator) < q).nonzero()[:, 0]
+
+
+# -----------------------------------------------------------------------------
+# one gradient per example: the definition, and a faster way to the same numbers
+
+
+def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads:
+    """g_i = gradient of loss(params, *example_i) with respect to params: vmap(grad), the definition.
+
+    Shapes: loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
+    Randomness (t, noise) is drawn outside and passed in as examples.
+    """
+    return vmap(grad(loss), in_dims=(None,) + (0,) * len(examples))(params, *examples)
+
+
+def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tensor) -> Grads:
+    """The same gradients from one ordinary backward pass: every example is given its own copy of params.
+
+    Private for the same reason: example i's loss reads only copy i, so the gradient of the sum of all losses
+    with respect to copy i is g_i. Layers must accept copies (lora.py's do), and must not mix examples.
+    Shapes: losses(copies, *examples) -> (n,), where copies is a dict of (n, *shape) -> dict of (n, *shape)
+    """
+    n = len(examples[0])
+    copies = {name: p.detach().expand(n, *p.shape).requires_grad_() for name, p in params.items()}   # n views, no memory
+    return dict(zip(copies, torch.autograd.grad(losses(copies, *examples).sum(), list(copies.values()))))
+
+
+# -----------------------------------------------------------------------------
+# clip, sum, add noise
+
+
+def norms(grads: Grads) -> Tensor:
+    """(n,): the L2 norm of each example's gradient over ALL trainable tensors jointly."""
+    return sum(g.flatten(1).float().square().sum(1) for g in grads.values()).sqrt()
+
+
+def clip_and_sum(grads: Grads, C: float) -> Params:
+    """sum_i g_i min(1, C / ||g_i||).                                             [Abadi et al. 2016, Alg. 1]
+
+    Shapes:    dict of (n, *shape) -> dict of (*shape)
+    Guarantee: adding or removing one example moves the result by at most C in L2
+    Errors:    C <= 0 -> ValueError; an example whose norm is not finite counts as zero
+    Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5)
+    """
+    if not C > 0:
+        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound > 0 (inf: no clipping)")
+    norm = norms(grads)
+    finite = norm.isfinite()
+    factor = torch.where(finite, (C / norm).clamp(max=1), 0)             # (n,)
+    total = {}
+    for name, g in grads.items():
+        g = g.flatten(1).float()
+        g = torch.where(finite[:, None], g, 0)                           # 0 * NaN is NaN: replace, do not multiply
+        total[name] = (factor @ g).view(grads[name].shape[1:])
+    return total
+
+
+def add_noise(total: Params, std: float, generator: torch.Generator | None = None) -> Params:
+    """total + N(0, std^2 I), independent for every coordinate; drawn in float32 on the generator's device."""
+    if not std >= 0:
+        raise ValueError(f"add_noise: std = {std}, expected a number >= 0")
+    if std == 0:
+        return dict(total)
+    device = generator.device if generator is not None else None
+    return {name: g + std * torch.randn(g.shape, device=device or g.device, generator=generator).to(g.device)
+            for name, g in total.items()}
+
+
+def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float, sigma: float,
+                     B: float, generator: torch.Generator | None = None, chunk: int = 256) -> Params:
+    """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
+
+    per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so memory is
+    bounded by `chunk` however large the lot. An empty lot is legal: pure noise is returned.
+    Shapes:    examples: tensors (m, ...), the lot; returns dict of (*shape)
+    Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, the same in every step
+    Guarantee: one example moves the sum by at most C, and the noise is drawn once: a Gaussian mechanism of multiplier sigma
+    """
+    if chunk < 1 or not B > 0:
+        raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
+    total = {name: torch.zeros_like(p) for name, p in params.items()}
+    for start in range(0, len(examples[0]), chunk):
+        part = per_sample(params, *(e[start:start + chunk] for e in examples))
+        for name, g in clip_and_sum(part, C).items():
+            total[name] += g
+    noisy = add_noise(total, sigma * C if sigma else 0.0, generator)     # once a step, after all chunks
+    return {name: g / B for name, g in noisy.items()}                    # not the realised lot size: that is private
+
+
+def os_generator(seed: int | None = None) -> torch.Generator:
+    """A CPU generator seeded by the operating system, or reproducibly by `seed` (then the noise is not secret).
+
+    torch seeds its Mersenne Twister with 32 bits, few enough to try them all; here all 624 words of its
+    state come from os.urandom. It is still no cryptographic generator (README: what is not guaranteed).
+    """
+    generator = torch.Generator()
+    if seed is not None:
+        return generator.manual_seed(seed)
+    generator.manual_seed(0)
+    state = generator.get_state()
+    words = state[24:24 + 624 * 8].view(torch.int64)                     # 32-bit words in 64-bit slots
+    words.copy_(torch.frombuffer(bytearray(os.urandom(624 * 4)), dtype=torch.uint32).long())
+    return generator.set_state(state) or generator

@@ -1,0 +1,225 @@
+"""lora.py -- freeze a network, add rank-r updates.
+
+    y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)              [LoRA, Hu et al. 2021, Sec. 4.1]
+
+W is public and frozen; only A and B (and the class embedding) ever meet private data.
+
+  $ python lora.py            # the default UNet before and after `inject`
+"""
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
+CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
+
+
+class LoRALinear(nn.Module):
+    """W x + (lora_alpha / r) B A x around a frozen nn.Linear; the identity change at the start, since B = 0.
+
+    Shapes: x (n, ..., d_in) -> (n, ..., d_out); lora_A (r, d_in), lora_B (d_out, r)
+    Both factors may carry a leading dimension, one copy per example: lora_A (m, r, d_in), lora_B (m, d_out, r),
+    with m dividing n; example i then owns rows i n/m .. (i + 1) n/m of x (see dpsgd.per_sample_grads_by_copies).
+    Errors: r < 1 or r > min(d_in, d_out) -> ValueError
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        _check_rank(rank, min(base.in_features, base.out_features))
+        self.base, self.scale = base, alpha / rank
+        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as in the paper's code
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x):
+        A, B = self.lora_A, self.lora_B
+        rows = x if A.ndim == 2 else x.reshape(len(A), -1, x.shape[-1])
+        update = rows @ A.mT @ B.mT                                      # one matrix product, or one per copy
+        return self.base(x) + self.scale * update.reshape(*x.shape[:-1], -1)
+
+    def delta(self) -> Tensor:
+        """(d_out, d_in): the whole update (lora_alpha / r) B A, of rank at most r."""
+        return self.scale * self.lora_B @ self.lora_A
+
+
+class LoRAConv2d(nn.Module):
+    """conv(x) + (lora_alpha / r) B * (A * x): a k x k convolution down to r channels, then 1 x 1 up.
+
+    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or one copy per example in a leading dimension,
+    run as one grouped convolution.
+    """
+
+    def __init__(self, base: nn.Conv2d, rank: int, alpha: float):
+        super().__init__()
+        _check_rank(rank, min(base.in_channels * base.kernel_size[0] * base.kernel_size[1], base.out_channels))
+        self.base, self.scale = base, alpha / rank
+        self.lora_A = nn.Parameter(torch.randn(rank, base.in_channels, *base.kernel_size) / rank)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_channels, rank, 1, 1))
+
+    def forward(self, x):
+        A, B, how = self.lora_A, self.lora_B, (None, self.base.stride, self.base.padding)
+        if A.ndim == 4:
+            update = F.conv2d(F.conv2d(x, A, *how), B)
+        else:                                                            # (m, ...): m copies, n/m images each
+            m, n, (h, w) = len(A), len(x), x.shape[2:]
+            side = x.view(m, n // m, -1, h, w).transpose(0, 1).reshape(n // m, -1, h, w)
+            side = F.conv2d(side, A.flatten(0, 1), *how, groups=m)
+            side = F.conv2d(side, B.flatten(0, 1), groups=m)             # (n/m, m c_out, h, w)
+            update = side.view(n // m, m, -1, *side.shape[2:]).transpose(0, 1).flatten(0, 1)
+        return self.base(x) + self.scale * update
+
+    def delta(self) -> Tensor:
+        """(c_out, c_in, k, k): the update as one convolution's weight."""
+        return self.scale * torch.einsum("or,rikl->oikl", self.lora_B[:, :, 0, 0], self.lora_A)
+
+
+class PerExampleEmbedding(nn.Module):
+    """nn.Embedding whose table may carry one copy per example: weight (classes, e) or (m, classes, e)."""
+
+    def __init__(self, base: nn.Embedding):
+        super().__init__()
+        self.weight = base.weight
+
+    def forward(self, labels):
+        if self.weight.ndim == 2:
+            return F.embedding(labels, self.weight)
+        owner = torch.arange(len(self.weight), device=labels.device).repeat_interleave(len(labels) // len(self.weight))
+        return self.weight[owner, labels]
+
+
+def _check_rank(rank: int, largest: int) -> None:
+    if not 1 <= rank <= largest:
+        raise ValueError(f"rank = {rank}, expected 1 to {largest}, the smaller side of the layer it adapts")
+
+
+# -----------------------------------------------------------------------------
+# what to train
+
+
+def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] = ATTENTION,
+           class_embedding: bool = True) -> int:
+    """Freeze `model`, wrap every layer whose name ends in one of `targets`, free the class embedding; in place.
+
+    Returns: the number of adapted layers
+    Errors:  a target that matches no layer -> ValueError (the published code's silent failure), as does a bad rank
+    """
+    model.requires_grad_(False)
+    adapted = 0
+    for target in targets:
+        names = [name for name, layer in model.named_modules()
+                 if name.split(".")[-1] == target and isinstance(layer, (nn.Linear, nn.Conv2d))]
+        if not names:
+            raise ValueError(f"lora.inject: no linear or convolution layer is called {target!r}; nothing would be adapted")
+        for name in names:
+            parent, child = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            base = getattr(parent, child)
+            setattr(parent, child, (LoRALinear if isinstance(base, nn.Linear) else LoRAConv2d)(base, rank, alpha))
+            adapted += 1
+    if class_embedding and getattr(model, "class_embedding", None) is not None:
+        model.class_embedding = PerExampleEmbedding(model.class_embedding)
+        model.class_embedding.requires_grad_(True)
+    return adapted
+
+
+def train_only(model: nn.Module, what: str) -> int:
+    """The paper's baselines without LoRA: "attention" trains all attention weights (DP-LDM), "full" everything.
+
+    Returns: the number of trainable tensors
+    """
+    if what not in ("attention", "full"):
+        raise ValueError(f"train_only: {what!r}, expected 'attention' or 'full'")
+    chosen = [p for name, p in model.named_parameters()
+              if what == "full" or any(part in ATTENTION for part in name.split(".")) or "class_embedding" in name]
+    model.requires_grad_(False)
+    for p in chosen:
+        p.requires_grad_(True)
+    return len(chosen)
+
+
+def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(trainable, frozen): two dicts name -> tensor that together hold every parameter and buffer."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
+    return trainable, frozen
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Add each update to its frozen weight and take the adapters out, in place: W <- W + (lora_alpha / r) B A."""
+    for parent in list(model.modules()):
+        for child, layer in list(parent.named_children()):
+            if isinstance(layer, (LoRALinear, LoRAConv2d)):
+                layer.base.weight.data += layer.delta().detach()
+                setattr(parent, child, layer.base)
+    return model
+
+
+# -----------------------------------------------------------------------------
+# the adapter on disk: PEFT's layout, so that peft.PeftModel.from_pretrained(UNet, folder) reads it
+#
+# A LoRA factor `x.lora_A` of ours is `base_model.model.x.lora_A.weight` there; anything else that was
+# trained (the class embedding; all of it for the baselines without LoRA) keeps its name behind the prefix.
+
+PREFIX = "base_model.model."
+
+
+def attach(model: nn.Module, config: dict) -> int:
+    """Make `model` trainable as an adapter_config.json says: LoRA on its targets, or a baseline without LoRA."""
+    if config["peft_type"] == "LORA":
+        return inject(model, config["r"], config["lora_alpha"], tuple(config["target_modules"]),
+                      class_embedding=bool(config["modules_to_save"]))
+    return train_only(model, config["trained"])
+
+
+def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
+    """Write adapter_model.bin and adapter_config.json; `config` as made by `describe`."""
+    state = {PREFIX + name + (".weight" if name.endswith(("lora_A", "lora_B")) else ""): p.detach().cpu().clone()
+             for name, p in trainable.items()}
+    for name, write in (("adapter_model.bin", lambda path: torch.save(state, path)),
+                        ("adapter_config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))):
+        partial = Path(folder) / (name + ".partial")
+        write(partial)
+        os.replace(partial, Path(folder) / name)
+
+
+def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
+    """adapter_config.json for `what` in lora, lora+conv, attention, full."""
+    if what in ("attention", "full"):
+        return dict(peft_type=None, trained=what)
+    if what not in ("lora", "lora+conv"):
+        raise ValueError(f"train = {what!r}, expected lora, lora+conv, attention or full")
+    return dict(peft_type="LORA", r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type=None,
+                target_modules=list(ATTENTION + (CONVOLUTIONS if what == "lora+conv" else ())),
+                modules_to_save=["class_embedding"] if conditional else None)
+
+
+def load(model: nn.Module, folder: Path) -> nn.Module:
+    """Attach the adapter saved in `folder` to a plain UNet, in place; weights only, no code is unpickled.
+
+    Errors: no adapter, one made for another network, a file that is not one -> ValueError that says which
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        state = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
+    except FileNotFoundError as e:
+        raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with train.py") from None
+    except Exception as e:
+        raise ValueError(f"{folder} holds no readable adapter ({type(e).__name__}); train it again") from None
+    attach(model, config)
+    trainable, _ = split(model)
+    state = {name.removeprefix(PREFIX).replace("lora_A.weight", "lora_A").replace("lora_B.weight", "lora_B"): p
+             for name, p in state.items()}
+    wrong = [name for name in trainable.keys() | state.keys()
+             if name not in state or name not in trainable or state[name].shape != trainable[name].shape]
+    if wrong:
+        raise ValueError(f"the adapter in {folder} is for another network: {min(wrong)} and {len(wrong) - 1} more tensors "
+                         f"do not fit; use the base it was trained on")
+    with torch.no_grad():
+        for name, p in trainable.items():
+            p.copy_(state[name])
+    return model

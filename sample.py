@@ -1,0 +1,113 @@
+"""sample.py -- checkpoint to pictures.
+
+Sampling reads only the public base and the private adapter: post-processing, so it spends no privacy,
+however many images are drawn.                                    [Dwork & Roth 2014, Prop. 2.1]
+
+  $ python sample.py runs/mnist --n 100 --out grid.png
+  $ python sample.py runs/mnist --n 10000 --npz samples.npz       # images (n, C, H, W) uint8, labels (n,)
+"""
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+import data
+import ddpm
+import lora
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is cuda, else mps, else cpu; anything else is taken at its word, or refused if it is not there."""
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind in have if have[kind]))
+    if not have.get(name.split(":")[0], False):
+        raise ValueError(f"device {name!r} is not available here, expected auto or one of "
+                         f"{', '.join(kind for kind in have if have[kind])}")
+    return torch.device(name)
+
+
+def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
+    """The model of a finished run: its public base with its private adapter (public=True: the base alone).
+
+    Errors: not a run's folder, or its base is missing or has changed -> ValueError
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        base = Path(config["base"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by train.py") from None
+    model = ddpm.load_unet(base if base.exists() else Path(__file__).parent / base)
+    return model if public else lora.load(model, folder)
+
+
+def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: int = 50, eta: float = 1.0,
+             guidance: float = 0.0, batch: int = 500, generator: torch.Generator | None = None, quiet: bool = False) -> Tensor:
+    """ddim_sample in batches with a progress bar: shape = (n, C, H, W) -> uint8 images of that shape, on the CPU."""
+    device, images = next(model.parameters()).device, []
+    with tqdm(total=shape[0], desc="sampling", unit="image", disable=quiet) as bar:
+        for start in range(0, shape[0], batch):
+            n = min(batch, shape[0] - start)
+            part = None if labels is None else labels[start:start + n].to(device)
+            with ddpm.autocast(device):
+                x = ddpm.ddim_sample(model, part, (n, *shape[1:]), steps, eta, guidance, generator)
+            images.append(data.to_uint8(x).cpu())
+            bar.update(n)
+    return torch.cat(images)
+
+
+def image_shape(model: ddpm.UNet, side: int) -> tuple[int, int, int]:
+    """(C, H, W) of the images that `model` draws at this side length."""
+    return model.config["image_channels"], side, side
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")        # one line, exit code 2
+    p.add_argument("run", help="a run's folder, such as runs/mnist")
+    p.add_argument("--n", type=int, default=100, help="how many images, classes in turn")
+    p.add_argument("--out", default=None, help="write a grid of pictures here (default grid.png if no --npz)")
+    p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
+    p.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm: all 1000 steps")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
+    p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w, 0: none (default: the run's own)")
+    p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
+    p.add_argument("--batch", type=int, default=500, help="images per forward pass: memory only")
+    p.add_argument("--seed", type=int, default=None, help="make the same pictures again (costs no privacy)")
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    a = p.parse_args()
+    out = a.out or (None if a.npz else "grid.png")
+    try:
+        if a.n < 1 or a.batch < 1:
+            raise ValueError(f"--n {a.n} --batch {a.batch}: expected at least 1")
+        for path in filter(None, (out, a.npz)):
+            if not Path(path).resolve().parent.is_dir():
+                raise ValueError(f"cannot write {path}: there is no folder {Path(path).resolve().parent}")
+        device = pick_device(a.device)
+        model = load_run(a.run, a.public).to(device)
+        run = json.loads((Path(a.run) / "config.json").read_text())
+        generator = torch.Generator(device)
+        generator.manual_seed(a.seed) if a.seed is not None else generator.seed()
+        labels = torch.arange(a.n) % (model.classes or 1)
+        steps, eta = (ddpm.LINEAR.T, 1.0) if a.sampler == "ddpm" else (a.steps, a.eta)
+        guidance = run["guidance"] if a.guidance is None else a.guidance
+        images = generate(model, labels if model.classes else None, (a.n, *image_shape(model, run["side"])), steps=steps,
+                          eta=eta, guidance=guidance, batch=a.batch, generator=generator)
+        if out:
+            save_image(images.float() / 255, out, nrow=min(a.n, model.classes or 10))
+        if a.npz:
+            np.savez_compressed(a.npz, images=images.numpy(), labels=labels.numpy())
+    except (ValueError, OSError) as e:
+        p.error(str(e))
+    print(" and ".join(f"wrote {path}" for path in (out, a.npz) if path), f"({a.n} images)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Shared by all tests: the repository on the path, a tiny UNet that runs in milliseconds, private-looking examples."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import ddpm  # noqa: E402
+import lora  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def tiny_unet(classes=10, image_channels=1, seed=0) -> ddpm.UNet:
+    """A UNet whose outputs are not all zero: every parameter is random."""
+    torch.manual_seed(seed)
+    model = ddpm.UNet(image_channels=image_channels, channels=8, multipliers=(1, 2), heads=2, classes=classes, patch=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def tiny_adapted(targets=lora.ATTENTION, rank=2, alpha=3.0, **kw) -> ddpm.UNet:
+    """tiny_unet with LoRA whose B factors are not zero, so that every factor has a gradient."""
+    model = tiny_unet(**kw)
+    lora.inject(model, rank, alpha, targets)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("lora_B"):
+                p.normal_(0, 0.3)
+    return model
+
+
+def examples(n: int, K: int, side: int = 8, channels: int = 1, seed: int = 0):
+    """(x0, labels, t, noise): n images with K draws each."""
+    g = torch.Generator().manual_seed(seed)
+    x0 = torch.rand(n, channels, side, side, generator=g) * 2 - 1
+    labels = torch.randint(10, (n,), generator=g)
+    return x0, labels, *ddpm.draw_t_and_noise(x0, K, g)

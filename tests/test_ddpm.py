@@ -1,0 +1,172 @@
+"""Theorems about the diffusion: the forward process, the samplers, the network, the average."""
+import math
+
+import pytest
+import torch
+
+import ddpm
+from conftest import examples, tiny_unet
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_q_sample_equals_t_one_step_kernels(kind):
+    """q(x_t | x_0) is the composition of q(x_s | x_{s-1}) = N(sqrt(1 - beta_s) x_{s-1}, beta_s).   [DDPM Eq. 2 and 4]"""
+    schedule = ddpm.Schedule(T=50, kind=kind)
+    a = schedule.alpha_bar.double()
+    beta = 1 - a / torch.cat([torch.ones(1, dtype=torch.double), a[:-1]])
+    mean, variance = 1.0, 0.0                                            # of x_t given x_0 = 1
+    for t in range(50):
+        mean, variance = mean * math.sqrt(1 - beta[t]), variance * (1 - beta[t]) + beta[t]
+        x0, noise = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        at_zero_noise = ddpm.q_sample(x0, torch.tensor([t]), 0 * noise, schedule).item()
+        per_noise = ddpm.q_sample(0 * x0, torch.tensor([t]), noise, schedule).item()
+        assert at_zero_noise == pytest.approx(float(mean), rel=1e-4, abs=1e-6)
+        assert per_noise == pytest.approx(math.sqrt(variance), rel=1e-4)
+
+
+def test_linear_schedule_is_the_papers():
+    beta = 1 - ddpm.LINEAR.alpha_bar.double()[1:] / ddpm.LINEAR.alpha_bar.double()[:-1]
+    assert 1 - ddpm.LINEAR.alpha_bar[0].item() == pytest.approx(0.0015, rel=1e-3)
+    assert beta[-1].item() == pytest.approx(0.0195, rel=1e-3)
+    assert ddpm.LINEAR.alpha_bar[-1] < 1e-4, "the last step must leave almost no signal: sampling starts from pure noise"
+
+
+def test_draws_cover_every_t_uniformly():
+    t, noise = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, torch.Generator().manual_seed(0))
+    assert t.shape == (5000, 4) and noise.shape == (5000, 4, 1, 1, 1)
+    assert t.min() == 0 and t.max() == ddpm.LINEAR.T - 1
+    counts = torch.bincount(t.flatten() // 100, minlength=10).float()
+    assert ((counts - 2000).abs() < 5 * math.sqrt(2000)).all(), counts
+    assert abs(noise.std().item() - 1) < 0.02
+
+
+def test_loss_is_the_mean_over_the_K_draws_of_each_image():
+    model, (x0, labels, t, noise) = tiny_unet(), examples(3, K=4)
+    loop = [torch.stack([(model(ddpm.q_sample(x0[i:i + 1], t[i, k:k + 1], noise[i, k][None]), t[i, k:k + 1], labels[i:i + 1])
+                          - noise[i, k]).square().mean() for k in range(4)]).mean() for i in range(3)]
+    torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise), torch.stack(loop))
+
+
+class Recorder(torch.nn.Module):
+    """A model that predicts a fixed share of its input as noise and writes down the t it was asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.seen, self.weight = None, [], torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, labels=None):
+        self.seen.append(int(t[0]))
+        return self.weight * x
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, 1000])
+def test_sampling_starts_at_the_noisiest_t_of_training_and_ends_at_the_least(steps):
+    model = Recorder()
+    ddpm.ddim_sample(model, None, (1, 1, 2, 2), steps=steps)
+    assert model.seen[0] == ddpm.LINEAR.T - 1, "training visits T - 1 and nothing above"
+    assert steps == 1 or model.seen[-1] == 0
+    assert len(model.seen) == steps and model.seen == sorted(set(model.seen), reverse=True)
+
+
+def test_last_reverse_step_adds_no_noise(monkeypatch):
+    model, drawn = Recorder(), []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: drawn.append(len(model.seen)) or randn(*a, **k))
+    ddpm.ddim_sample(model, None, (1, 1, 2, 2), steps=5, eta=1.0)
+    assert drawn == [0, 1, 2, 3, 4], "one draw to start, one after each of the first four of five model calls"
+
+
+def test_ddim_with_eta_0_is_deterministic_given_the_start_and_with_eta_1_is_not():
+    start = torch.randn(2, 1, 8, 8)
+
+    def sample(eta, seed):
+        generator, first = torch.Generator().manual_seed(seed), [start]
+        with pytest.MonkeyPatch.context() as m:
+            randn = torch.randn
+            m.setattr(torch, "randn", lambda *a, **k: first.pop() if first else randn(*a, **k))
+            return ddpm.ddim_sample(tiny_unet(), torch.tensor([1, 2]), (2, 1, 8, 8), 10, eta, generator=generator)
+    assert torch.equal(sample(0.0, 1), sample(0.0, 2))
+    assert not torch.equal(sample(1.0, 1), sample(1.0, 2))
+
+
+def test_ddpm_is_ddim_with_all_steps_and_eta_1():
+    """One step of either has mean and variance of the posterior q(x_{t-1} | x_t, x_0).   [DDPM Eq. 7]"""
+    a = ddpm.LINEAR.alpha_bar.double()
+    for t in (1, 10, 500, 999):
+        beta = 1 - a[t] / a[t - 1]
+        posterior = (1 - a[t - 1]) / (1 - a[t]) * beta
+        sigma = ((1 - a[t - 1]) / (1 - a[t]) * (1 - a[t] / a[t - 1])).sqrt()          # DDIM Eq. 16 with eta = 1
+        torch.testing.assert_close(sigma**2, posterior)
+        # the mean, as coefficients of x_0 and x_t
+        on_xt = (1 - a[t - 1] - sigma**2).sqrt() / (1 - a[t]).sqrt()
+        torch.testing.assert_close(on_xt, (1 - beta).sqrt() * (1 - a[t - 1]) / (1 - a[t]))
+    torch.testing.assert_close(ddpm.ddpm_sample(Recorder(), None, (1, 1, 2, 2), generator=torch.Generator().manual_seed(3)),
+                               ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), 1000, generator=torch.Generator().manual_seed(3)))
+
+
+def test_the_true_noise_samples_the_true_image():
+    """A model that knows x_0 and reports the noise in x_t is led back to x_0 exactly."""
+    x0 = torch.rand(2, 1, 4, 4) * 2 - 1
+
+    class Oracle(Recorder):
+        def forward(self, x, t, labels=None):
+            a = ddpm.LINEAR.alpha_bar[t][:, None, None, None]
+            return (x - a.sqrt() * x0) / (1 - a).sqrt()
+    for eta in (0.0, 1.0):
+        torch.testing.assert_close(ddpm.ddim_sample(Oracle(), None, (2, 1, 4, 4), 20, eta), x0, atol=1e-3, rtol=0)
+
+
+def test_guidance_0_ignores_the_null_class_and_1_extrapolates():
+    model, (x, labels, t, _) = tiny_unet(), examples(3, K=1)
+    t, null = t[:, 0], torch.full_like(labels, model.classes)
+    with_label, without = model(x, t, labels), model(x, t, null)
+    torch.testing.assert_close(ddpm.predict_noise(model, x, t, labels, 0.0), with_label)
+    torch.testing.assert_close(ddpm.predict_noise(model, x, t, labels, 1.0), 2 * with_label - without, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arguments, side", [
+    (dict(), 28), (dict(classes=None, image_channels=3, blocks=2), 32), (dict(patch=1, attention_levels=()), 16),
+    (dict(multipliers=(1, 2, 2), attention_levels=(0, 2), patch=1), 16), (dict(multipliers=(1,), attention_levels=(0,)), 8)])
+def test_unet_keeps_the_shape_and_starts_at_zero(arguments, side):
+    model = ddpm.UNet(**arguments)
+    c = model.config["image_channels"]
+    out = model(torch.randn(2, c, side, side), torch.tensor([0, 999]), torch.tensor([1, 2]) if model.classes else None)
+    assert out.shape == (2, c, side, side) and (out == 0).all()
+
+
+def test_one_image_never_reaches_another_through_the_network():
+    model, (x, labels, t, _) = tiny_unet(), examples(4, K=1)
+    before = model(x, t[:, 0], labels)
+    x[1] += 1
+    after = model(x, t[:, 0], labels)
+    changed = (before != after).flatten(1).any(1)
+    assert changed.tolist() == [False, True, False, False]
+
+
+def test_saved_unet_loads_to_the_same_function(tmp_path):
+    model, (x, labels, t, _) = tiny_unet(), examples(2, K=1)
+    ddpm.save_unet(tmp_path / "base.pt", model)
+    assert torch.equal(ddpm.load_unet(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels))
+
+
+def test_ema_forgets_its_start_and_then_averages():
+    value = {"w": torch.zeros(1)}
+    ema = ddpm.EMA(value, decay=0.5)
+    value["w"] += 1
+    expected = 0.0
+    for n in range(20):
+        ema.update(value)
+        d = min(0.5, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d)
+        assert ema.shadow["w"].item() == pytest.approx(expected, abs=1e-6)
+    assert ema.shadow["w"].item() > 0.999
+
+
+@pytest.mark.parametrize("call", [lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=0),
+                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=1001),
+                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=-1),
+                                  lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
+                                  lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: ddpm.UNet(channels=8, heads=3)])
+def test_what_has_no_meaning_is_a_value_error(call):
+    with pytest.raises(ValueError, match="expected|cannot"):
+        call()

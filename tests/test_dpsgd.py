@@ -1,0 +1,207 @@
+"""Theorems about the private gradient. Each is what one line of the privacy proof needs."""
+import math
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import ddpm
+import dpsgd
+import lora
+from conftest import examples, tiny_adapted, tiny_unet
+
+BOTH = lora.ATTENTION + lora.CONVOLUTIONS
+
+
+def diffusion(model):
+    """(losses, one, trainable) of the real loss: losses(params, *examples) -> (n,), one(params, *example) -> scalar."""
+    trainable, frozen = lora.split(model)
+
+    def losses(params, x0, labels, t, noise):
+        return ddpm.loss(lambda *a: functional_call(model, (params, frozen), a), x0, labels, t, noise)
+    return losses, lambda params, *example: losses(params, *(e[None] for e in example))[0], trainable
+
+
+def loop(losses, params, *ex):
+    """The definition: one backward pass per example."""
+    rows = [torch.autograd.grad(losses(params, *(e[i:i + 1] for e in ex)).sum(), list(params.values()))
+            for i in range(len(ex[0]))]
+    return {name: torch.stack(g) for name, g in zip(params, zip(*rows))}
+
+
+def flat(total) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in total.values()])
+
+
+# --- per-sample gradients
+
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention", "full"])
+def test_per_sample_gradients_equal_a_loop(what, K):
+    """Linear, convolution and embedding layers, with adapters and without."""
+    model = {"lora": tiny_adapted, "lora+conv": lambda: tiny_adapted(BOTH)}.get(what, tiny_unet)()
+    if what in ("attention", "full"):
+        lora.train_only(model, what)
+    losses, one, trainable = diffusion(model)
+    ex = examples(3, K)
+    expected = loop(losses, trainable, *ex)
+    for name, g in dpsgd.per_sample_grads(one, trainable, *ex).items():
+        torch.testing.assert_close(g, expected[name], atol=1e-5, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
+def test_copies_give_the_same_gradients_as_vmap(targets, K):
+    losses, one, trainable = diffusion(tiny_adapted(targets))
+    ex = examples(5, K)
+    slow, fast = dpsgd.per_sample_grads(one, trainable, *ex), dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
+    assert slow.keys() == fast.keys()
+    for name in slow:
+        torch.testing.assert_close(fast[name], slow[name], atol=1e-5, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+
+
+def test_one_image_leaves_the_gradients_of_the_others_alone():
+    losses, _, trainable = diffusion(tiny_adapted(BOTH))
+    ex = examples(4, K=2)
+    before = dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
+    ex[0][2] += 1
+    after = dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
+    for name in before:
+        moved = (before[name] - after[name]).flatten(1).norm(dim=1)
+        assert moved[[0, 1, 3]].max() < 1e-6 and moved[2] > 0, (name, moved)
+
+
+# --- clipping: the headline theorem
+
+def strange(ex, kind):
+    x0 = ex[0]
+    x0[-1] = {"ordinary": x0[-1], "NaN": math.nan, "inf": math.inf, "scaled by 1e6": 1e6 * x0[-1], "1e30": 1e30}[kind]
+    return ex
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "NaN", "inf", "scaled by 1e6", "1e30"])
+@pytest.mark.parametrize("K", [1, 4, 12])
+def test_adding_one_image_moves_the_sum_by_at_most_C(K, kind):
+    """The sensitivity that the noise is calibrated to, with the real network and adapters, for every K."""
+    losses, _, trainable = diffusion(tiny_adapted())
+    C, ex = 0.01, strange(examples(5, K), kind)
+    gradients = dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
+    with_it = flat(dpsgd.clip_and_sum(gradients, C))
+    without = flat(dpsgd.clip_and_sum({k: g[:-1] for k, g in gradients.items()}, C))
+    moved = (with_it - without).norm().item()
+    assert moved <= C * (1 + 1e-4), f"one image moved the sum by {moved / C:.3f} C at K = {K}"
+    assert kind != "ordinary" or moved > 0.99 * C, "C must be reached here, or the test could not fail"
+
+
+def test_the_published_codes_rule_breaks_the_bound():
+    """K draws clipped one by one: one image moves the sum by up to K C, which is why the K losses are averaged first."""
+    losses, _, trainable = diffusion(tiny_adapted())
+    C, K, (x0, labels, t, noise) = 1e-6, 4, examples(1, 4)
+    as_rows = (x0.expand(K, -1, -1, -1), labels.expand(K), t.view(K, 1), noise.view(K, 1, *x0.shape[1:]))
+    wrong = flat(dpsgd.clip_and_sum(dpsgd.per_sample_grads_by_copies(losses, trainable, *as_rows), C)).norm()
+    right = flat(dpsgd.clip_and_sum(dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t, noise), C)).norm()
+    assert wrong > 1.5 * C and right <= C * (1 + 1e-4)
+
+
+def test_clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone():
+    grads = {"a": torch.tensor([[3.0, 0.0], [0.3, 0.0]]), "b": torch.tensor([[[4.0]], [[0.4]]])}     # norms 5 and 0.5
+    torch.testing.assert_close(dpsgd.norms(grads), torch.tensor([5.0, 0.5]))
+    total = dpsgd.clip_and_sum(grads, C=1.0)
+    torch.testing.assert_close(total["a"], torch.tensor([0.6 + 0.3, 0.0]))
+    torch.testing.assert_close(total["b"], torch.tensor([[0.8 + 0.4]]))
+
+
+def test_a_zero_gradient_stays_zero():
+    assert dpsgd.clip_and_sum({"a": torch.zeros(3, 2)}, C=1.0)["a"].tolist() == [0, 0]
+
+
+# --- chunks, noise, the step
+
+def linear_per_sample(params, x):
+    return {"w": x * params["w"]}                                        # any function of one example at a time will do
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_chunk_size_never_changes_the_answer(chunk):
+    losses, _, trainable = diffusion(tiny_adapted())
+    per_sample = lambda params, *ex: dpsgd.per_sample_grads_by_copies(losses, params, *ex)
+    step = lambda chunk: flat(dpsgd.private_gradient(per_sample, trainable, examples(7, 2), C=0.1, sigma=1.0, B=5,
+                                                     generator=torch.Generator().manual_seed(1), chunk=chunk))
+    torch.testing.assert_close(step(chunk), step(7), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lot", [0, 6])
+def test_noise_is_sigma_C_over_B_once_a_step_also_for_an_empty_lot(lot):
+    d, sigma, C, B, generator = 40_000, 1.7, 0.03, 5, torch.Generator().manual_seed(0)
+    params, x = {"w": torch.zeros(d // 2), "v": torch.zeros(2, d // 4)}, torch.randn(lot, 3)
+    nothing = lambda params, x: {name: torch.zeros(len(x), *p.shape) for name, p in params.items()}
+    draw = lambda: flat(dpsgd.private_gradient(nothing, params, (x,), C=C, sigma=sigma, B=B, generator=generator, chunk=2)) * B
+    first, second = draw(), draw()
+    for noise in (first, second):                                        # three chunks must not mean three draws
+        assert noise.std().item() == pytest.approx(sigma * C, rel=0.02)
+        assert abs(noise.mean().item()) < 5 * sigma * C / math.sqrt(d)
+    correlation = torch.corrcoef(torch.stack([first, second]))[0, 1].item()
+    assert abs(correlation) < 5 / math.sqrt(d), "noise must be fresh in every step"
+    halves = torch.corrcoef(torch.stack([first[:d // 2], first[d // 2:]]))[0, 1].item()
+    assert abs(halves) < 5 / math.sqrt(d / 2), "noise must be independent between tensors"
+
+
+def test_division_is_by_the_declared_batch_not_the_realised_one():
+    for n in (1, 4):
+        g = dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(n, 1),), C=10, sigma=0, B=4)
+        assert g["w"].item() == n / 4
+
+
+def test_without_noise_clipping_and_sampling_a_step_is_gradient_descent():
+    """sigma = 0, C = infinity, q = 1: the private gradient is the gradient of the mean loss."""
+    losses, _, trainable = diffusion(tiny_adapted())
+    ex = examples(6, K=2)
+    lot = dpsgd.poisson_sample(6, 1.0)
+    per_sample = lambda params, *ex: dpsgd.per_sample_grads_by_copies(losses, params, *ex)
+    private = dpsgd.private_gradient(per_sample, trainable, tuple(e[lot] for e in ex), C=math.inf, sigma=0, B=6, chunk=4)
+    plain = torch.autograd.grad(losses(trainable, *ex).mean(), list(trainable.values()))
+    for (name, g), expected in zip(private.items(), plain):
+        torch.testing.assert_close(g, expected, atol=1e-6, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+
+
+# --- lots
+
+def test_lots_are_poisson():
+    """Each image is in a lot with probability q, pairs with q^2, and the size varies as a binomial's."""
+    N, q, rounds, generator = 40, 0.3, 4000, torch.Generator().manual_seed(0)
+    inside = torch.zeros(rounds, N)
+    for row in inside:
+        row[dpsgd.poisson_sample(N, q, generator)] = 1
+    tolerance = 5 * math.sqrt(q * (1 - q) / rounds)
+    assert (inside.mean(0) - q).abs().max() < tolerance
+    pairs = inside.T @ inside / rounds
+    off = pairs[~torch.eye(N, dtype=torch.bool)]
+    assert (off - q**2).abs().max() < 5.5 * math.sqrt(q**2 * (1 - q**2) / rounds)
+    assert inside.sum(1).var().item() == pytest.approx(N * q * (1 - q), rel=0.1), "a fixed lot size is not Poisson sampling"
+
+
+def test_an_empty_and_a_full_lot_are_legal():
+    assert len(dpsgd.poisson_sample(100, 0.0)) == 0
+    assert dpsgd.poisson_sample(100, 1.0).tolist() == list(range(100))
+    assert len(dpsgd.poisson_sample(0, 0.5)) == 0
+
+
+def test_the_operating_systems_generators_differ_and_fill_the_whole_state():
+    """torch's own seeding leaves 2^32 noise streams; the state must carry more entropy than that."""
+    a, b = dpsgd.os_generator(), dpsgd.os_generator()
+    words = lambda g: g.get_state()[24:24 + 624 * 8].view(torch.int64)
+    assert (words(a) == words(b)).float().mean() < 0.01
+    x = torch.randn(100_000, generator=a)
+    assert abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02
+    assert torch.equal(torch.rand(3, generator=dpsgd.os_generator(7)), torch.rand(3, generator=dpsgd.os_generator(7)))
+
+
+@pytest.mark.parametrize("call", [
+    lambda: dpsgd.poisson_sample(10, 1.5), lambda: dpsgd.poisson_sample(10, -0.1), lambda: dpsgd.poisson_sample(10, math.nan),
+    lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, 0.0), lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, math.nan),
+    lambda: dpsgd.add_noise({"a": torch.ones(1)}, -1.0), lambda: dpsgd.add_noise({"a": torch.ones(1)}, math.nan),
+    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),), C=1, sigma=1, B=0),
+    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),), C=1, sigma=1, B=1, chunk=0)])
+def test_what_has_no_meaning_is_a_value_error(call):
+    with pytest.raises(ValueError, match="expected"):
+        call()

@@ -1,0 +1,110 @@
+"""Theorems about the adapters: they start as nothing, stay low-rank, and are the only thing that trains."""
+import pytest
+import torch
+
+import ddpm
+import lora
+from conftest import examples, tiny_adapted, tiny_unet
+
+BOTH = lora.ATTENTION + lora.CONVOLUTIONS
+
+
+@pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
+def test_adapter_is_the_identity_at_the_start(targets):
+    model, (x, labels, t, _) = tiny_unet(), examples(3, K=1)
+    before = model(x, t[:, 0], labels)
+    lora.inject(model, 2, 3.0, targets)
+    assert torch.equal(model(x, t[:, 0], labels), before)
+
+
+@pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
+def test_merged_equals_unmerged_with_alpha_not_r_and_B_not_zero(targets):
+    model, (x, labels, t, _) = tiny_adapted(targets, rank=2, alpha=3.0), examples(3, K=1)
+    plain = tiny_unet()
+    unmerged = model(x, t[:, 0], labels)
+    merged = lora.merge(model)
+    assert not any(isinstance(m, (lora.LoRALinear, lora.LoRAConv2d)) for m in merged.modules())
+    torch.testing.assert_close(merged(x, t[:, 0], labels), unmerged, atol=1e-4, rtol=1e-4)
+    assert (plain(x, t[:, 0], labels) - unmerged).abs().max() > 1e-2, "the adapter must have changed something"
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_update_has_rank_r_and_size_lora_alpha_over_r(rank):
+    layer = lora.LoRALinear(torch.nn.Linear(12, 9), rank, alpha=3.0)
+    torch.nn.init.normal_(layer.lora_B)
+    assert torch.linalg.matrix_rank(layer.delta()) == rank
+    x = torch.randn(4, 12)
+    torch.testing.assert_close(layer(x) - layer.base(x), x @ (3.0 / rank * layer.lora_B @ layer.lora_A).T, atol=1e-5, rtol=1e-4)
+
+
+def test_A_has_the_papers_spread_and_B_is_zero():
+    layer = lora.LoRALinear(torch.nn.Linear(4000, 30), rank=8, alpha=8)
+    assert layer.lora_A.std().item() == pytest.approx(1 / 8, rel=0.02)
+    assert (layer.lora_B == 0).all()
+
+
+def test_the_papers_celeba_64_adapter_has_479232_weights():
+    with torch.device("meta"):
+        model = ddpm.UNet(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2, attention_levels=(0, 1, 2), heads=8,
+                          classes=None, patch=2)
+        adapted = lora.inject(model, rank=16, alpha=16)
+    trainable, _ = lora.split(model)
+    assert adapted == 2 * 16, "qkv and proj of 16 attention blocks"
+    assert sum(p.numel() for p in trainable.values()) == 479_232
+
+
+def test_inject_freezes_all_but_the_factors_and_the_class_embedding():
+    model = tiny_unet()
+    assert lora.inject(model, 2, 2.0) == 2 * sum(isinstance(m, ddpm.Attention) for m in model.modules())
+    trainable, frozen = lora.split(model)
+    assert all(name.endswith(("lora_A", "lora_B")) or name == "class_embedding.weight" for name in trainable)
+    assert "class_embedding.weight" in trainable
+    assert not any(p.requires_grad for p in frozen.values())
+    assert trainable.keys() | frozen.keys() == set(dict(model.named_parameters()))
+
+
+def test_a_target_that_matches_nothing_is_an_error_not_a_silence():
+    with pytest.raises(ValueError, match="to_out"):
+        lora.inject(tiny_unet(), 2, 2.0, ("qkv", "to_out"))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 17])
+def test_a_rank_outside_the_layer_is_refused(rank):
+    with pytest.raises(ValueError, match="rank"):
+        lora.inject(tiny_unet(), rank, 2.0)
+
+
+def test_baselines_train_what_they_say():
+    full, attention = tiny_unet(), tiny_unet()
+    lora.train_only(full, "full")
+    lora.train_only(attention, "attention")
+    assert not lora.split(full)[1]
+    names = lora.split(attention)[0]
+    assert all("qkv" in name or "proj" in name or name == "class_embedding.weight" for name in names)
+    assert len(names) == 4 * sum(isinstance(m, ddpm.Attention) for m in attention.modules()) + 1
+
+
+@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention", "full"])
+def test_a_saved_adapter_loads_to_the_same_function(what, tmp_path):
+    config, (x, labels, t, _) = lora.describe(what, 2, 3.0, True), examples(2, K=1)
+    model = tiny_unet()
+    lora.attach(model, config)
+    trainable, _ = lora.split(model)
+    with torch.no_grad():
+        for p in trainable.values():
+            p.add_(0.1 * torch.randn_like(p))
+    lora.save(tmp_path, trainable, config)
+    again = lora.load(tiny_unet(), tmp_path)
+    assert torch.equal(again(x, t[:, 0], labels), model(x, t[:, 0], labels))
+
+
+def test_an_adapter_of_another_network_or_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="adapter_config.json is missing"):
+        lora.load(tiny_unet(), tmp_path)
+    model = tiny_adapted()
+    lora.save(tmp_path, lora.split(model)[0], lora.describe("lora", 2, 3.0, True))
+    with pytest.raises(ValueError, match="another network"):
+        lora.load(ddpm.UNet(channels=16), tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="no readable adapter"):
+        lora.load(tiny_unet(), tmp_path)
