@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 
+FINGERPRINTS = ("base", "private_images")                        # compared, never shown
+
+
 def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
     """Call write(file) on a temporary file beside `path`, flush it to the disk, rename it over `path`.
 
@@ -46,6 +49,12 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda f: f.write(text.encode()))
 
 
+def try_writing(folder: Path) -> None:
+    """OSError now rather than after an hour, if nothing can be written in `folder`."""
+    write_text(folder / ".trial", "")
+    (folder / ".trial").unlink()
+
+
 def save(path: Path, state: dict) -> None:
     """Write a checkpoint that only its owner can read (mode 600): it holds random state."""
     write_atomically(path, lambda f: torch.save(state, f), mode=0o600)
@@ -64,7 +73,7 @@ def load(path: Path, settings: dict) -> dict:
         raise ValueError(f"nothing to resume: {path} does not exist (a finished run deletes its checkpoint)") from None
     except Exception as e:
         raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); nothing was changed") from None
-    changed = [f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now"
+    changed = [f"{k} has changed" if k in FINGERPRINTS else f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now"
                for k in sorted(before.keys() | settings.keys()) if before.get(k) != settings.get(k)]
     if changed:
         raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): the privacy statement "
@@ -85,21 +94,21 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def snapshot(settings: dict, step: int, metrics: list, trainable: dict, average, optimizer, generators: list) -> dict:
-    """All of a run's state after `step` steps, as plain tensors, numbers and strings."""
+    """All of a run's state after `step` steps, as plain tensors, numbers and strings; generators: [rank][generator] states."""
     return dict(settings=settings, step=step, metrics=metrics, trainable={k: p.detach() for k, p in trainable.items()},
                 average=average.shadow, updates=average.updates, optimizer=optimizer.state_dict(),
-                generators=[g.get_state() for g in generators])
+                generators=generators)
 
 
-def restore(state: dict, trainable: dict, average, optimizer, generators: list) -> tuple[int, list]:
-    """Put a snapshot back, in place. Returns (steps done, metrics so far)."""
+def restore(state: dict, trainable: dict, average, optimizer, generators: list, rank: int = 0) -> tuple[int, list]:
+    """Put a snapshot back, in place; of the generators, this rank's. Returns (steps done, metrics so far)."""
     with torch.no_grad():
         for name, p in trainable.items():
             p.copy_(state["trainable"][name])
             average.shadow[name].copy_(state["average"][name])
     average.updates = state["updates"]
     optimizer.load_state_dict(state["optimizer"])
-    for generator, words in zip(generators, state["generators"]):
+    for generator, words in zip(generators, state["generators"][rank]):
         generator.set_state(words)
     return state["step"], state["metrics"]
 

@@ -5,6 +5,7 @@ predicts the noise (Dhariwal & Nichol 2021, "ADM"). Nothing here knows about pri
 
   $ python ddpm.py            # an image at eight noise levels, and back: runs/ddpm.png
 """
+import contextlib
 import dataclasses
 import functools
 import math
@@ -311,3 +312,36 @@ class EMA:
         self.updates += 1
         for name, p in params.items():
             self.shadow[name].lerp_(p, 1 - d)
+
+    @contextlib.contextmanager
+    def applied(self, params: dict[str, Tensor]):
+        """Inside the `with`, params hold the average; afterwards, what they held before."""
+        before = {name: p.detach().clone() for name, p in params.items()}
+        copy = lambda values: [p.data.copy_(values[name]) for name, p in params.items()]
+        copy(self.shadow)
+        try:
+            yield
+        finally:
+            copy(before)
+
+
+if __name__ == "__main__":
+    from torchvision.utils import save_image
+    import data
+    x0, labels = data.glyphs(10, torch.Generator().manual_seed(4))
+    t = torch.tensor([0, 50, 100, 200, 300, 450, 650, 999])
+    x_t = q_sample(x0[:, None], t.expand(10, 8), torch.randn(10, 8, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    print("  t     alpha_bar   signal : noise")
+    for step in t.tolist():
+        a = LINEAR.alpha_bar[step].item()
+        print(f"{step:4d}   {a:10.6f}   {'#' * round(40 * a):<40}|")
+    try:
+        model = load_unet(data.ASSETS / "base.pt")
+        back = ddim_sample(model, labels, x0.shape, steps=50, generator=torch.Generator().manual_seed(0))
+    except ValueError as e:
+        back = torch.zeros_like(x0)
+        print(e)
+    rows = torch.cat([x_t.flatten(0, 1).view(10, 8, 1, 28, 28), back[:, None]], 1).flatten(0, 1)
+    os.makedirs("runs", exist_ok=True)
+    save_image((rows.clamp(-1, 1) + 1) / 2, "runs/ddpm.png", nrow=9)
+    print("runs/ddpm.png: ten images at these eight t, and in the last column what the public model makes of pure noise")

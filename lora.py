@@ -18,6 +18,7 @@ from torch import Tensor
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
 CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
+WHAT = ("lora", "lora+conv", "attention", "full")                # what can be trained; the last two are baselines without LoRA
 
 
 class LoRALinear(nn.Module):
@@ -187,11 +188,11 @@ def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
 
 
 def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
-    """adapter_config.json for `what` in lora, lora+conv, attention, full."""
+    """adapter_config.json for `what`, one of WHAT."""
+    if what not in WHAT:
+        raise ValueError(f"train = {what!r}, expected one of {', '.join(WHAT)}")
     if what in ("attention", "full"):
         return dict(peft_type=None, trained=what)
-    if what not in ("lora", "lora+conv"):
-        raise ValueError(f"train = {what!r}, expected lora, lora+conv, attention or full")
     return dict(peft_type="LORA", r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type=None,
                 target_modules=list(ATTENTION + (CONVOLUTIONS if what == "lora+conv" else ())),
                 modules_to_save=["class_embedding"] if conditional else None)
@@ -223,3 +224,22 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
         for name, p in trainable.items():
             p.copy_(state[name])
     return model
+
+
+if __name__ == "__main__":
+    import ddpm
+    model = ddpm.UNet()
+    total = sum(p.numel() for p in model.parameters())
+    adapted = inject(model, rank=16, alpha=16)
+    trainable, frozen = split(model)
+    print(f"before: {total:,} weights, all trainable")
+    print(f"after:  {adapted} layers adapted, {sum(p.numel() for p in trainable.values()):,} trainable, "
+          f"{sum(p.numel() for p in frozen.values()):,} frozen\n")
+    for name, p in trainable.items():
+        print(f"  {name:<28} {str(tuple(p.shape)):<12} {p.numel():>6,}")
+    layer = model.get_submodule(next(name for name in trainable if name.endswith("lora_A")).removesuffix(".lora_A"))
+    x = torch.randn(2, 49, layer.base.in_features)
+    print(f"\nwith B = 0 the layer has not changed: largest difference {(layer(x) - layer.base(x)).abs().max().item():.1g}")
+    nn.init.normal_(layer.lora_B)
+    print(f"with B random: W is {tuple(layer.base.weight.shape)}, the update has rank {torch.linalg.matrix_rank(layer.delta()).item()}, "
+          f"W x + (lora_alpha / r) B A x = (W + update) x to {(layer(x) - F.linear(x, layer.base.weight + layer.delta(), layer.base.bias)).abs().max().item():.1g}")

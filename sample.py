@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 import data
@@ -65,6 +65,25 @@ def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: in
 def image_shape(model: ddpm.UNet, side: int) -> tuple[int, int, int]:
     """(C, H, W) of the images that `model` draws at this side length."""
     return model.config["image_channels"], side, side
+
+
+def class_strip(path: Path, model: ddpm.UNet, shape: tuple, guidance: float) -> None:
+    """One image of each class (at most ten) in a row, always from the same noise; shape = (C, H, W)."""
+    n = min(model.classes or 10, 10)
+    same = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    images = generate(model, torch.arange(n) if model.classes else None, (n, *shape), guidance=guidance, generator=same, quiet=True)
+    save_image(images.float() / 255, path, nrow=n)
+
+
+def before_and_after(path: Path, before: ddpm.UNet, after: ddpm.UNet, shape: tuple, guidance: float, columns: int = 8) -> None:
+    """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
+    device, rows, sides = next(after.parameters()).device, min(after.classes or 10, 10), []
+    labels = torch.arange(rows).repeat_interleave(columns) if after.classes else None
+    for model in (before.to(device), after):
+        same = torch.Generator(device).manual_seed(0)
+        images = generate(model, labels, (rows * columns, *shape), guidance=guidance, generator=same, quiet=True)
+        sides.append(make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=0.3))
+    save_image(torch.cat([sides[0], torch.ones(3, sides[0].shape[1], 6), sides[1]], dim=2), path)
 
 
 def main() -> None:

@@ -1,0 +1,6 @@
+"""The repository and its tests' helpers on the path."""
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]

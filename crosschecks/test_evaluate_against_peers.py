@@ -1,0 +1,50 @@
+"""Our FID against pytorch-fid's formula and, from bytes to number, against fid-helper-pytorch.
+
+  $ pip install --no-deps pytorch-fid fid-helper-pytorch && python -m pytest crosschecks/test_evaluate_against_peers.py
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import data  # noqa: E402
+import evaluate  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def sqrtm_of_any_scipy(monkeypatch):
+    """Both peers call sqrtm(..., disp=False), which scipy 1.18 dropped."""
+    sqrtm = scipy.linalg.sqrtm
+    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0))
+
+
+@pytest.mark.parametrize("n, m, d", [(2_000, 1_500, 64), (300, 500, 128)])
+def test_frechet_distance_is_pytorch_fids(n, m, d):
+    peer = pytest.importorskip("pytorch_fid.fid_score")
+    rng = np.random.default_rng(0)
+    x, y = (np.maximum(rng.normal(size=(k, d)) @ rng.normal(size=(d, d)), 0) for k in (n, m))    # ReLU features
+    theirs = peer.calculate_frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert evaluate.frechet_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_fid_from_bytes_to_number_is_fid_helpers():
+    peer = pytest.importorskip("fid_helper_pytorch")
+    images, labels = data.load("mnist", "test")
+    sets = images[labels == 3][:120], images[labels == 8][:120]              # two sets that differ
+
+    helper = peer.FidHelper()                                                # its defaults: TensorFlow's preprocessing
+    for begin, update, finish, batch in ((helper.begin_ref_stat, helper.update_ref_stat, helper.finish_ref_stat, sets[0]),
+                                         (helper.begin_eval_stat, helper.update_eval_stat, helper.finish_eval_stat, sets[1])):
+        begin()
+        for part in batch.split(60):
+            update(part.expand(-1, 3, -1, -1), data_range=(0, 255))
+        finish()
+
+    net = evaluate.FIDInception(Path(peer.__file__).parent / "default_1.pt")
+    ours = [evaluate.features(net, batch, 60) for batch in sets]
+    np.testing.assert_allclose(ours[0].numpy(), np.array(helper.ref_feats_list), atol=1e-3)
+    assert evaluate.frechet_distance(*ours) == pytest.approx(helper.compute_fid_score(), abs=1e-2)

@@ -1,0 +1,65 @@
+"""The adapter in PEFT, and Opacus' clipped sums on it: other people's code reads our files and gets our numbers."""
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from opacus.grad_sample import GradSampleModule
+from peft import PeftModel
+from torch.func import functional_call
+
+import ddpm
+import dpsgd
+import lora
+
+spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parent.parent / "tests" / "conftest.py")
+helpers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(helpers)
+
+
+@pytest.fixture(params=["lora", "lora+conv"])
+def saved(request, tmp_path):
+    """(our adapted model, the folder that its adapter is saved in)."""
+    config = lora.describe(request.param, 2, 3.0, True)
+    model = helpers.tiny_adapted(tuple(config["target_modules"]), rank=2, alpha=3.0)
+    with torch.no_grad():
+        model.class_embedding.weight.add_(torch.randn_like(model.class_embedding.weight))
+    lora.save(tmp_path, lora.split(model)[0], config)
+    return model, tmp_path
+
+
+def test_peft_reads_our_adapter_and_computes_the_same(saved):
+    ours, folder = saved
+    theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder))
+    x, labels, t, _ = helpers.examples(3, K=1)
+    torch.testing.assert_close(theirs(x, t[:, 0], labels), ours(x, t[:, 0], labels), atol=1e-6, rtol=1e-5)
+
+
+def test_opacus_hooks_give_our_clipped_sum(saved):
+    """K = 1. PEFT's adapter is made of nn.Linear, nn.Conv2d and nn.Embedding, for which Opacus has its own formulas."""
+    ours, folder = saved
+    theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder), is_trainable=True)
+    x0, labels, t, noise = ex = helpers.examples(6, K=1)
+    trainable, frozen = lora.split(ours)
+
+    def losses(params, x0, labels, t, noise):
+        return ddpm.loss(lambda *a: functional_call(ours, (params, frozen), a), x0, labels, t, noise)
+    mine = dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = GradSampleModule(theirs, loss_reduction="sum", strict=False)
+        ddpm.loss(wrapped, x0, labels, t, noise).sum().backward()
+    samples = [p.grad_sample for p in theirs.parameters() if p.requires_grad and getattr(p, "grad_sample", None) is not None]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
+    torch.testing.assert_close(norms, dpsgd.norms(mine), atol=1e-5, rtol=1e-3)
+
+    C = norms.median().item()
+    factor = (C / norms).clamp(max=1)
+    total = {name: (factor.view(-1, *[1] * (p.grad_sample.ndim - 1)) * p.grad_sample).sum(0)
+             for name, p in theirs.named_parameters() if p.requires_grad}
+    clipped = dpsgd.clip_and_sum(mine, C)
+    assert sum(p.numel() for p in total.values()) == sum(p.numel() for p in clipped.values())
+    torch.testing.assert_close(torch.cat([g.flatten() for g in total.values()]).sort().values,
+                               torch.cat([g.flatten() for g in clipped.values()]).sort().values, atol=1e-5, rtol=1e-3)

@@ -1,0 +1,24 @@
+"""ex01 -- noise an image: x_0 -> x_t in one jump.                                         [DDPM Eq. 4; 5 minutes]
+
+The forward process adds a little Gaussian noise, step after step. Gaussians compose, so t steps are one:
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise,     alpha_bar_t = prod_{s <= t} (1 - beta_s)
+
+The variances of signal and noise add up to 1: that is why both have a square root.
+Look at:  `python ddpm.py`, then runs/ddpm.png
+Hint:     alpha_bar[t] has the shape of t; x_0 has three dimensions more: [..., None, None, None]
+Grade:    python -m pytest exercises -k ex01
+"""
+from torch import Tensor
+
+from ddpm import LINEAR, Schedule
+
+
+def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise: t steps of noising at once.   [DDPM Eq. 4]
+
+    Shapes:  x0, noise (..., C, H, W), t (...) -> (..., C, H, W); leading dimensions broadcast
+    Given:   schedule.alpha_bar, (T,)
+    Example: alpha_bar_t = 0.25, x_0 = 1, noise = 2 -> 0.5 + 0.866 * 2 = 2.232
+    """
+    raise NotImplementedError                                            # about 2 lines

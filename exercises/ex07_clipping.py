@@ -1,0 +1,26 @@
+"""ex07 -- clip and sum: nobody counts for more than C.                          [DP-SGD Alg. 1, line 8; 20 minutes]
+
+    sum_i  g_i min(1, C / ||g_i||),      ||g_i||^2 = the squares of ALL trainable numbers, over all tensors
+
+This line is the guarantee: add or remove one example, and the sum moves by at most C in L2. That number, the
+sensitivity, is what the noise is measured against. Everything that can move the sum further is a hole in the proof.
+An example with a NaN or infinite gradient counts as zero; otherwise one image could destroy the sum for all.
+Hint:     0 * NaN is NaN: replace with torch.where, do not multiply. A zero gradient stays zero: C / 0 = inf, min(1, inf) = 1
+Grade:    python -m pytest exercises -k ex07
+"""
+import torch                                                             # noqa: F401
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Grads = dict[str, Tensor]
+
+
+def clip_and_sum(grads: Grads, C: float) -> Params:
+    """sum_i g_i min(1, C / ||g_i||).                                             [Abadi et al. 2016, Alg. 1]
+
+    Shapes:    dict of (n, *shape) -> dict of (*shape)
+    Guarantee: adding or removing one example moves the result by at most C in L2
+    Errors:    C <= 0 -> ValueError; an example whose norm is not finite counts as zero
+    Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5)
+    """
+    raise NotImplementedError                                            # about 9 lines

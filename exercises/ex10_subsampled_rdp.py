@@ -1,0 +1,27 @@
+"""ex10 -- the same, when an image takes part only with probability q.      [Mironov et al. 2019, Sec. 3.3; 40 minutes]
+
+Poisson sampling hides who is in the lot, so with the image the sum is the mixture (1 - q) N(0, sigma^2) + q N(1, sigma^2):
+
+    A_a = E_{z ~ N(0, sigma^2)} [ ( 1 - q + q exp((2z - 1) / (2 sigma^2)) )^a ],      RDP(a) = log(A_a) / (a - 1)
+
+There is no closed form for a real order a, but a sum over a fine grid of z (the trapezoid rule) is extremely accurate here.
+The integrand overflows for large a / sigma^2: keep its LOGARITHM on the grid, and add up with logsumexp.
+Hint:     z from -14 sigma to a + 14 sigma in steps of sigma / 25 (and at most sigma^2 / 3);
+          log((1 - q) + q e^u) = logaddexp(log(1 - q), log(q) + u);   log of the weight: log(step) - log(sigma sqrt(2 pi)) - z^2 / (2 sigma^2)
+Grade:    python -m pytest exercises -k ex10
+"""
+import math                                                              # noqa: F401
+
+import numpy as np                                                       # noqa: F401
+from scipy.special import logsumexp                                      # noqa: F401
+
+
+def rdp(q: float, sigma: float, order: float) -> float:
+    """RDP of ONE step of the sampled Gaussian mechanism: accountant.rdp at a single order.
+
+    Units:     q: sampling rate; sigma: noise / sensitivity; both without unit. The result is in nats
+    Guarantee: n steps have RDP n * rdp(...): composition adds, at each order by itself
+    Errors:    q outside [0, 1], sigma < 0 or order <= 1 -> ValueError; q = 0 -> 0; sigma = 0 -> inf
+    Example:   q = 1 is ex09; q = 0.5, sigma = 1, order = 2 -> log(1 + q^2 (e - 1)) = 0.3574
+    """
+    raise NotImplementedError                                            # about 12 lines

