@@ -139,8 +139,8 @@ def _search(q, sigma, steps, delta) -> tuple[float, float]:
     return to_epsilon(steps * rdp(q, sigma, [order]), [order], delta)
 
 
-def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:
-    """The smallest sigma (to 1 part in 10^5) whose `steps` steps cost at most the given epsilon.
+def calibrate(epsilon: float, delta: float, q: float, steps: int, bound: str = "rdp") -> float:
+    """The smallest sigma (to 1 part in 10^5) whose `steps` steps cost at most the given epsilon; bound: "rdp" or "pld".
 
     Guarantee: the sigma returned was itself checked: its epsilon is <= the target, never a hair above
     Errors:    epsilon <= 0, and as `epsilon` -> ValueError; an epsilon too small for any sigma -> ValueError
@@ -150,9 +150,14 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:
     if steps == 0:
         return 0.0
 
-    def gap(log_sigma: float) -> float:                                  # > 0: over the target
-        return math.log(max(_search(q, math.exp(log_sigma), steps, delta)[0] / epsilon, 0.01))
+    def cost(sigma: float) -> float:
+        return pld_epsilon(q, sigma, steps, delta) if bound == "pld" else _search(q, sigma, steps, delta)[0]
 
+    def gap(log_sigma: float) -> float:                                  # > 0: over the target
+        return math.log(min(max(cost(math.exp(log_sigma)) / epsilon, 0.01), 1e9))
+
+    if bound not in ("rdp", "pld"):
+        raise ValueError(f"bound = {bound!r}, expected 'rdp' or 'pld'")
     way = 1 if gap(0.0) > 0 else -1                                      # from sigma = 1 towards the target
     end = way
     while gap(end) * way > 0:
@@ -160,7 +165,7 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:
         if end > 40:
             raise ValueError(f"epsilon = {epsilon} cannot be shown at delta = {delta} with any noise: ask for more")
     sigma = math.exp(brentq(gap, end - way, end, xtol=1e-6))
-    while _search(q, sigma, steps, delta)[0] > epsilon:                  # brentq may stop on either side
+    while cost(sigma) > epsilon:                                         # brentq may stop on either side
         sigma *= 1 + 2e-6
     return sigma
 
@@ -233,6 +238,11 @@ def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
         return 0.0
     if sigma == 0:
         return math.inf
+    return max(_removed_and_added(q, sigma, steps, delta))
+
+
+def _removed_and_added(q, sigma, steps, delta) -> tuple[float, float]:
+    """`pld_epsilon` for the example removed, and for the example added: both are computed, the larger counts."""
     # the window [-L, L]: by Markov's inequality the total loss exceeds L with probability below delta / 10^6
     orders = 1 + np.geomspace(1e-3, 1e6, 120)
     windows = steps * rdp(q, sigma, orders) + math.log(1e6 / delta) / (orders - 1)
@@ -248,8 +258,8 @@ def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
     edges = np.r_[-math.inf, z, math.inf]
     without = _normal_mass(edges / sigma)                                # under N(0, sigma^2), (PLD_POINTS + 1,)
     present = (1 - q) * without + q * _normal_mass((edges - 1) / sigma)
-    return max(_composed_epsilon(present, without, loss, steps, delta, tilt),                    # removed
-               _composed_epsilon(without[::-1], present[::-1], loss, steps, delta, tilt))        # added: loss -> -loss
+    return (_composed_epsilon(present, without, loss, steps, delta, tilt),
+            _composed_epsilon(without[::-1], present[::-1], loss, steps, delta, tilt))           # added: loss -> -loss
 
 
 def _composed_epsilon(P, Q, loss, steps, delta, tilt) -> float:

@@ -37,16 +37,25 @@ def after(s, sigma: float, steps: int) -> dict:
 
     Errors: more was spent than promised -> RuntimeError, and the caller must publish nothing
     """
-    spent, order = (math.inf, None) if s.epsilon == math.inf else accountant.epsilon(s.B / s.N, sigma, steps, s.delta)
+    rdp, order, pld = math.inf, None, math.inf
+    if s.epsilon < math.inf:
+        rdp, order = accountant.epsilon(s.B / s.N, sigma, steps, s.delta)
+        pld = accountant.pld_epsilon(s.B / s.N, sigma, steps, s.delta)
+    spent = pld if s.accountant == "pld" else rdp
     if spent > s.epsilon:
         raise RuntimeError(f"spent epsilon = {spent} > promised {s.epsilon}: calibrate and epsilon disagree; nothing was saved")
     private = s.epsilon < math.inf and s.seed is None
-    return dict(private=private, epsilon="inf" if spent == math.inf else spent, delta=s.delta,
+    return dict(private=private, epsilon=shown(spent), delta=s.delta,
                 neighbours="add or remove one image", unit_of_privacy="one image", N=s.N, B=s.B, q=s.B / s.N, C=s.C, K=s.K,
                 sigma=sigma, steps=steps, mechanism="Poisson-sampled Gaussian, one noise draw a step",
-                accountant="RDP (accountant.py)", best_order=order,
+                accountant=s.accountant, epsilon_rdp=shown(rdp), epsilon_pld=shown(pld), best_order=order,
                 covers="the adapter, and every image ever drawn with it" if private else "nothing",
                 does_not_cover=NOT_COVERED)
+
+
+def shown(epsilon: float) -> float | str:
+    """JSON has no infinity."""
+    return "inf" if epsilon == math.inf else epsilon
 
 
 def text(facts: dict) -> str:

@@ -79,6 +79,8 @@ class Finetune:
     # privacy: all public constants
     epsilon: float = field(10.0, "privacy budget epsilon, no unit; inf: no privacy, a baseline",
                            lambda e: e > 0, "a number above 0, or inf for a run without privacy")
+    accountant: str = field("rdp", "which bound the noise is made for: rdp, or the tighter pld; both are stated",
+                            lambda name: name in ("rdp", "pld"), "rdp or pld")
     delta: float = field(1e-5, "delta, a probability below 1/N", lambda d: 0 < d < 1, "a number above 0 and below 1/N")
     N: int = field(0, "declared number of private images (0: the data set's published size; needed for folder:)",
                    lambda n: n >= 0, "the declared number of private images")
@@ -206,7 +208,7 @@ def finetune(s: Finetune) -> None:
 
     # the plan: every constant is public and fixed before the first private image is read
     q = s.B / s.N
-    sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps) if s.epsilon < math.inf else 0.0
+    sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, s.accountant) if s.epsilon < math.inf else 0.0
     say(statement.plan(s, sigma, sum(p.numel() for p in trainable.values()), sum(p.numel() for p in model.parameters())))
     say(f"          {s.train}: {adapted} layers adapted; {ranks} x {device.type}")
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size)
@@ -243,7 +245,7 @@ def finetune(s: Finetune) -> None:
         average.update(trainable)
         spent, order = accountant.epsilon(q, sigma, step, s.delta)                                # of the steps that ran
         metrics.append([step, spent, order])
-        bar.set_postfix(epsilon=f"{spent:.3f}")
+        bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         if s.peek and step % s.peek == 0 and rank == 0:
             with average.applied(trainable):
                 sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.guidance)
@@ -289,7 +291,7 @@ def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable
     """Write the run's folder and say the statement on the screen."""
     out, facts = Path(s.out), statement.after(s, sigma, len(metrics))
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([["step", "epsilon", "best_order"], *metrics])
+    csv.writer(table, lineterminator="\n").writerows([["step", "epsilon_rdp", "best_order"], *metrics])
     checkpoint.write_text(out / "metrics.csv", table.getvalue())
     config = dict(dataclasses.asdict(s), side=shape[-1])
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")

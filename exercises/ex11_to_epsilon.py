@@ -1,4 +1,4 @@
-"""ex11 -- from RDP to the (epsilon, delta) that one may print.          [Canonne, Kamath, Steinke 2020, Prop. 12; 10 minutes]
+"""ex11 -- from RDP to the (epsilon, delta) that one may print.         [Canonne, Kamath, Steinke 2020, Prop. 12; 10 minutes]
 
     epsilon = min over a of   RDP(a) + log((a - 1)/a) - (log(delta) + log(a)) / (a - 1)
 

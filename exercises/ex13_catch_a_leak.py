@@ -1,4 +1,4 @@
-"""ex13 -- write the test that catches a leak.                                        [DP-SGD Alg. 1, from outside; 45 minutes]
+"""ex13 -- write the test that catches a leak.                                  [DP-SGD Alg. 1, from outside; 45 minutes]
 
 The guarantee of one step has two halves, and both can be seen from outside, by calling the step:
 
@@ -17,7 +17,7 @@ import torch
 
 
 def toy(params: dict, x: torch.Tensor) -> dict:
-    """A per_sample: x (n, K, d) is n images with K draws; the gradient of image i is the mean of its K rows, in two tensors."""
+    """x (n, K, d), n images with K draws; the gradient of image i is the mean of its K rows, in two tensors."""
     mean = x.mean(1)
     return {"w": mean[:, :1], "v": mean[:, 1:]}
 
@@ -25,7 +25,7 @@ def toy(params: dict, x: torch.Tensor) -> dict:
 def leaks(step: Callable) -> bool:
     """True if the step breaks the guarantee, False if it keeps it.
 
-    step(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256) -> dict of (*shape), as dpsgd.private_gradient
-    Example: params = {"w": torch.zeros(1), "v": torch.zeros(2)}; step(toy, params, (torch.ones(5, 4, 3),), C=1, sigma=0, B=5)
+    step(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256) -> dict of (*shape)
+    Example: step(toy, {"w": torch.zeros(1), "v": torch.zeros(2)}, (torch.ones(5, 4, 3),), C=1, sigma=0, B=5)
     """
     raise NotImplementedError                                            # about 20 lines

@@ -22,8 +22,9 @@ def main() -> None:
     bugs = theorem.check({bug: theorem.answers().get(bug, "") for bug in theorem.BUGS})
     caught = sum(status == "done" for status, _ in bugs.values())
     print("bugs    " + " ".join(f"{bug[3:5]}[{MARK[status]}]" for bug, (status, _) in bugs.items()))
-    print(f"\n{count['done']} of {len(cases.EXERCISES)} exercises done ({count['wrong']} wrong, {count['blank']} blank), about {left} "
-          f"minutes left; {caught} of {len(bugs)} bugs caught\nwhy one is wrong: python -m pytest exercises -k ex07 (or bug02)")
+    print(f"\n{count['done']} of {len(cases.EXERCISES)} exercises done ({count['wrong']} wrong, {count['blank']} blank), "
+          f"about {left} minutes left; {caught} of {len(bugs)} bugs caught\n"
+          f"why one is wrong: python -m pytest exercises -k ex07 (or bug02)")
 
 
 if __name__ == "__main__":

@@ -59,13 +59,15 @@ class Witness:
 def run(bug: str, name: str) -> tuple[str, str]:
     """("died", why), ("survived", in how many cases) or ("unknown", ...): one theorem on one bug, in this process."""
     name = name.split("::")[-1].split("[")[0].strip()
-    homes = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
+    homes = [p for p in sorted((ROOT / "tests").glob("test_*.py"))
+             if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
     if not homes:
         return "unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists their names"
     with installed(bug) as (right, wrong), pytest.MonkeyPatch.context() as patch:
         witness = Witness(right, wrong, patch)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            pytest.main([f"{homes[0]}::{name}", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[witness])
+            pytest.main([f"{homes[0]}::{name}", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}"],
+                        plugins=[witness])
     if witness.deaths:
         return "died", witness.deaths[0]
     return "survived", f"{witness.cases} case{'s' * (witness.cases != 1)}"
@@ -89,11 +91,11 @@ def check(given: dict[str, str]) -> dict[str, tuple[str, str]]:
         short = bug[:5]
         fate, why = fates.get(bug, ("", ""))
         results[bug] = {
-            "": ("blank", f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and write "
-                          f"the name of the theorem that dies of it into exercises/bugs/answers.py"),
+            "": ("blank", f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and "
+                          f"write the name of the theorem that dies of it into exercises/bugs/answers.py"),
             "died": ("done", f"{short} is caught: {why}"),
-            "survived": ("wrong", f"{short}: {name} SURVIVES it ({why}), so that is not what breaks. Which sentence of the proof "
-                                  f"does this code make untrue? (Theorems that start train.py as a program never see the bug.)"),
+            "survived": ("wrong", f"{short}: {name} SURVIVES it ({why}), so that is not what breaks. Which sentence of the "
+                                  f"proof is untrue now? (A theorem that starts train.py as a program never sees the bug.)"),
             "unknown": ("wrong", f"{short}: {why}")}[fate]
     return results
 

@@ -6,6 +6,7 @@ has changed. `tests/faults/kill.py --kills 20` is the long version of the kill t
 import gzip
 import json
 import math
+import os
 import pickle
 import resource
 import shutil
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,36 +95,36 @@ def snapshot(folder) -> dict[str, bytes | None]:
 
 # program, flags (later ones win over the good ones), what was got, what was expected
 REFUSED = [
-    ("train", "--epsilon 0", "--epsilon 0", "> 0"),
-    ("train", "--epsilon -1", "--epsilon -1", "> 0"),
-    ("train", "--epsilon nan", "--epsilon nan", "> 0"),
+    ("train", "--epsilon 0", "--epsilon 0", "above 0, or inf"),
+    ("train", "--epsilon -1", "--epsilon -1", "above 0, or inf"),
+    ("train", "--epsilon nan", "--epsilon nan", "above 0, or inf"),
     ("train", "--epsilon ten", "'ten'", "float"),
     ("train", "--epsilon 1e-9 --delta 1e-30", "epsilon = 1e-09", "ask for more"),
     ("train", "--epsilon 1e308", "epsilon", "expected"),
     ("train", "--delta 0", "--delta 0", "above 0"),
     ("train", "--delta 1", "--delta 1", "below 1/N"),
     ("train", "--delta nan", "--delta nan", "below 1/N"),
-    ("train", "--delta 0.0025", "--delta 0.0025", "below 1/N = 2.50e-03"),
-    ("train", "--B 0", "--B 0", "1 to N = 400"),
-    ("train", "--B -4", "--B -4", "1 to N = 400"),
-    ("train", "--B 401", "--B 401", "1 to N = 400"),
+    ("train", "--delta 0.0025", "--delta 0.0025", "below 1/N = 0.0025"),
+    ("train", "--B 0", "--B 0", "at least 1"),
+    ("train", "--B -4", "--B -4", "at least 1"),
+    ("train", "--B 401", "--B 401", "at most N = 400"),
     ("train", "--B 1.5", "'1.5'", "int"),
-    ("train", "--N -3", "--N -3", "at least 1"),
+    ("train", "--N -3", "--N -3", "the declared number"),
     ("train", "--N 0 --data folder:colour", "--N 0", "at least 1"),
     ("train", "--K 0", "--K 0", "at least 1"),
     ("train", "--rank 0", "--rank 0", "at least 1"),
     ("train", "--rank 17", "17", "1 to 16"),
-    ("train", "--lora-alpha 0", "--lora-alpha 0", "> 0"),
-    ("train", "--lora-alpha nan", "--lora-alpha nan", "> 0"),
-    ("train", "--C 0", "--C 0", "> 0"),
-    ("train", "--C -1", "--C -1", "> 0"),
-    ("train", "--C nan", "--C nan", "> 0"),
+    ("train", "--lora-alpha 0", "--lora-alpha 0", "above 0"),
+    ("train", "--lora-alpha nan", "--lora-alpha nan", "above 0"),
+    ("train", "--C 0", "--C 0", "above 0"),
+    ("train", "--C -1", "--C -1", "above 0"),
+    ("train", "--C nan", "--C nan", "above 0"),
     ("train", "--C inf", "--C inf", "--epsilon inf"),
     ("train", "--steps 0", "--steps 0", "at least 1"),
     ("train", "--steps 1e3", "'1e3'", "int"),
-    ("train", "--lr 0", "--lr 0", "> 0"),
-    ("train", "--lr nan", "--lr nan", "> 0"),
-    ("train", "--lr inf", "--lr inf", "> 0"),
+    ("train", "--lr 0", "--lr 0", "above 0"),
+    ("train", "--lr nan", "--lr nan", "above 0"),
+    ("train", "--lr inf", "--lr inf", "above 0"),
     ("train", "--ema 1", "--ema 1", "below 1"),
     ("train", "--drop 1", "--drop 1", "below 1"),
     ("train", "--guidance -1", "--guidance -1", ">= 0"),
@@ -135,8 +135,10 @@ REFUSED = [
     ("train", "--seed 4294967296", "--seed 4294967296", "0 to 2^32 - 1"),
     ("train", "--seed x", "'x'", "int"),
     ("train", "--size 4", "--size 4", "at least 8"),
+    ("train", "--peek -1", "--peek -1", "0 or more"),
+    ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
-    ("train", "--train everything", "'everything'", "lora, lora+conv, attention or full"),
+    ("train", "--train everything", "everything", "lora, lora+conv, attention, full"),
     ("train", "--device tpu", "'tpu'", "cpu"),
     ("train", "--device cpu:x", "'cpu:x'", "cpu"),
     ("train", "--data mnits", "mnits", "mnist, fashion-mnist"),
@@ -146,14 +148,14 @@ REFUSED = [
     ("train", "--data-dir not-gzip", "not-gzip/train-images", "fetch it again"),
     ("train", "--data-dir unlabelled", "unlabelled/train-labels", "expected"),
     ("train", "--data-dir unequal", "7 images but 6 labels", "fetch the files again"),
-    ("train", "--data-dir too-many-classes", "labels up to 199", "10 classes"),
-    ("train", "--data folder:colour", "3 channels", "1-channel"),
-    ("train", "--data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "a readable image"),
+    ("train", "--data-dir too-many-classes", "labels up to 199", "below 10"),
+    ("train", "--data folder:colour", "3 channels", "expected 1 channels"),
+    ("train", "--data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "remove or replace it"),
     ("train", "--data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
     ("train", "--data folder:nowhere --base colour.pt", "nowhere", "PATH/class/image.png"),
     ("train", "--data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
-    ("train", "--data folder:colour --base colour.pt --size 18", "18", "multiple of 4"),
-    ("train", "--data folder:colour --base colour.pt --size 9", "9", "multiple of 4"),
+    ("train", "--data folder:colour --base colour.pt --size 18", "side 18", "a side that 4 divides"),
+    ("train", "--data folder:colour --base colour.pt --size 9", "side 9", "a side that 4 divides"),
     ("train", "--base lost.pt", "lost.pt", "train.py pretrain"),
     ("train", "--base data", "data", "train.py pretrain"),
     ("train", "--base half.pt", "half.pt", "expected a file written by"),
@@ -179,23 +181,28 @@ REFUSED = [
     ("train", "--resume --out stopped --train full", "train: 'lora' then, 'full' now", "the same flags"),
     ("train", "--resume --out stopped --data-dir elsewhere/data", "private_images", "the same flags"),
     ("train", "--resume --out stopped --base other-base.pt", "base", "the same flags"),
-    ("train", "--resume --out stopped-garbage", "stopped-garbage/checkpoint.pt", "a checkpoint of this program"),
-    ("train", "--resume --out stopped-half", "stopped-half/checkpoint.pt", "a checkpoint of this program"),
-    ("train", "--resume --out stopped-code", "stopped-code/checkpoint.pt", "a checkpoint of this program"),
+    ("train", "--resume --out stopped-garbage", "stopped-garbage/checkpoint.pt", "nothing was changed"),
+    ("train", "--resume --out stopped-half", "stopped-half/checkpoint.pt", "nothing was changed"),
+    ("train", "--resume --out stopped-code", "stopped-code/checkpoint.pt", "nothing was changed"),
     ("pretrain", "--steps 0", "--steps 0", "at least 1"),
     ("pretrain", "--batch 0", "--batch 0", "at least 1"),
     ("pretrain", "--batch many", "'many'", "int"),
-    ("pretrain", "--lr 0", "--lr 0", "> 0"),
-    ("pretrain", "--lr nan", "--lr nan", "> 0"),
+    ("pretrain", "--lr 0", "--lr 0", "above 0"),
+    ("pretrain", "--lr nan", "--lr nan", "above 0"),
     ("pretrain", "--ema 1", "--ema 1", "below 1"),
     ("pretrain", "--drop -0.1", "--drop -0.1", "at least 0"),
     ("pretrain", "--seed -1", "--seed -1", "0 to 2^32 - 1"),
     ("pretrain", "--epsilon 1", "--epsilon 1", "unrecognized arguments"),
     ("pretrain", "--device tpu", "'tpu'", "cpu"),
-    ("pretrain", "--out data", "--out data", "expected a file"),
-    ("pretrain", "--out nowhere/base.pt", "--out nowhere/base.pt", "folder that exists"),
-    ("pretrain", "--out notes.txt/base.pt", "--out notes.txt/base.pt", "folder that exists"),
-    ("pretrain", "--out /proc/base.pt", "/proc/base.pt", "expected"),
+    ("pretrain", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
+    ("pretrain", "--data mnits", "--data mnits", "glyphs or a data set"),
+    ("pretrain", "--data folder:colour", "3 channels", "expected 1 channels"),
+    ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
+    ("pretrain", "--size 7", "--size 7", "at least 8"),
+    ("pretrain", "--out data", "--out data", "choose another --out"),
+    ("pretrain", "--out base.pt", "--out base.pt exists", "choose another --out"),
+    ("pretrain", "--out notes.txt/base.pt", "notes.txt", "expected"),
+    ("pretrain", "--out /proc/base.pt", "/proc", "expected"),
     ("sample", "no-run", "no-run", "written by train.py"),
     ("sample", "data", "data", "written by train.py"),
     ("sample", "no-json", "no-json", "written by train.py"),
@@ -287,7 +294,8 @@ def test_ctrl_c_saves_says_the_epsilon_spent_and_is_resumed(world, tmp_path, mon
         code, _, err = finetune("--out", out, "--seed", 4)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     spent = accountant.epsilon(40 / N, state["settings"]["sigma"], 3, 1e-3)[0]
-    assert code != 0 and f"stopped after step 3 of 6, epsilon spent so far {spent:.4f}" in err.splitlines()[-1], err
+    assert code != 0 and f"stopped after step 3 of 6, epsilon spent so far {spent:.4f}" in err, err
+    assert err.splitlines()[-1].startswith("stopped"), "a line of its own, not the end of the progress bar"
     assert "Traceback" not in err and state["step"] == len(state["metrics"]) == 3
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt"]
     assert finetune("--out", out, "--seed", 4, "--resume", picture=True)[0] == 0
@@ -299,12 +307,12 @@ def test_ctrl_c_saves_says_the_epsilon_spent_and_is_resumed(world, tmp_path, mon
 def test_the_checkpoint_is_its_owners_alone_and_gone_at_the_end(world, tmp_path, monkeypatch):
     """Also the half-written one, at every save of a run."""
     monkeypatch.chdir(world)
-    modes, saves = [], torch.save
+    modes, fsync = [], os.fsync
 
-    def watched(state, f, *a, **k):
+    def watched(descriptor):
         modes.extend(p.stat().st_mode & 0o777 for p in (tmp_path / "run").glob("checkpoint.pt*"))
-        saves(state, f, *a, **k)
-    monkeypatch.setattr(torch, "save", watched)
+        fsync(descriptor)
+    monkeypatch.setattr(os, "fsync", watched)
     assert finetune("--out", tmp_path / "run")[0] == 0
     assert len(modes) >= 5 and set(modes) == {0o600}, [oct(m) for m in modes]
     assert not list((tmp_path / "run").glob("checkpoint*"))
@@ -326,9 +334,8 @@ class FullDisk:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-def no_space(state, f, *_, **__):
-    """torch.save on a disk that fills up: a few bytes, then the operating system's error."""
-    f.write(b"PK") if hasattr(f, "write") else Path(f).write_bytes(b"PK")
+def no_space(descriptor):
+    """os.fsync on a disk that fills up while a file is written to it."""
     raise OSError(28, "No space left on device")
 
 
@@ -341,7 +348,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(how, world, tmp
         saves.append(state["step"])
         with pytest.MonkeyPatch.context() as m:
             if len(saves) == 2 and how == "no space":
-                m.setattr(torch, "save", no_space)
+                m.setattr(os, "fsync", no_space)
             elif len(saves) == 2:
                 disk.__enter__()
             try:

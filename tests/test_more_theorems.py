@@ -15,6 +15,7 @@ import checkpoint
 import ddpm
 import dpsgd
 import lora
+import sample
 import train
 from conftest import tiny_unet
 from whole_runs import IMAGES, N, Code, finetune, make_place, stop_after, watch
@@ -152,7 +153,7 @@ def test_the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted(monke
         code, _, err = finetune("--out", "ledger", "--epsilon", 20)
         assert code == 0, err
         s, sigma, metrics, *rest = train.kept
-    monkeypatch.setattr(train, "picture", lambda *_: None)
+    monkeypatch.setattr(sample, "before_and_after", lambda *_: None)
     s = dataclasses.replace(s, epsilon=40.0)                             # room for a seventh step
     for rows in (metrics[:4], metrics + [[7, None, None]]):
         Path("ledger", "checkpoint.pt").touch()
@@ -214,7 +215,8 @@ def test_code_inside_a_file_is_refused_and_never_run(what, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora.describe("lora", 2, 3.0, True)))
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Code()))
-    read = dict(base=lambda: ddpm.load_unet(tmp_path / "adapter_model.bin"), adapter=lambda: lora.load(tiny_unet(), tmp_path),
+    read = dict(base=lambda: ddpm.load_unet(tmp_path / "adapter_model.bin"),
+                adapter=lambda: lora.load(tiny_unet(), tmp_path),
                 checkpoint=lambda: checkpoint.load(tmp_path / "adapter_model.bin", {}))[what]
     with contextlib.suppress(ValueError):
         read()

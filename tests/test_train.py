@@ -57,10 +57,18 @@ def test_the_statement_agrees_with_the_accountant(run):
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert said["steps"] == len(rows) == 6 and [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
     assert said["epsilon"] == accountant.epsilon(20 / 200, said["sigma"], 6, 1e-3)[0] <= 10
-    assert float(rows[-1]["epsilon"]) == said["epsilon"]
-    assert float(rows[2]["epsilon"]) == accountant.epsilon(20 / 200, said["sigma"], 3, 1e-3)[0]
+    assert float(rows[-1]["epsilon_rdp"]) == said["epsilon"]
+    assert float(rows[2]["epsilon_rdp"]) == accountant.epsilon(20 / 200, said["sigma"], 3, 1e-3)[0]
     assert (said["N"], said["B"], said["q"], said["K"], said["C"]) == (200, 20, 0.1, 2, train.Finetune.C)
     assert said["private"] is True
+
+
+def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise():
+    loose, tight = (train.check(train.Finetune(accountant=name)) for name in ("rdp", "pld"))
+    sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, s.accountant) for s in (loose, tight)]
+    said = [statement.after(s, sigma, s.steps) for s, sigma in zip((loose, tight), sigma)]
+    assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
+    assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10 and said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
 
 
 def test_only_adapters_and_class_embedding_change(run, place):

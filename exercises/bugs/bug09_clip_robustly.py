@@ -1,0 +1,15 @@
+"""bug09 -- clipping that gives an example without a finite norm the weight 0."""
+import torch
+
+import dpsgd
+
+STANDS_IN_FOR = "dpsgd.clip_and_sum"
+
+
+def clip_and_sum(grads, C):
+    """sum_i g_i min(1, C / ||g_i||); the factor of a NaN example is 0."""
+    if not C > 0:
+        raise ValueError(f"C = {C}, expected a norm bound > 0")
+    norm = dpsgd.norms(grads)
+    factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)    # (n,)
+    return {name: (factor @ g.flatten(1)).view(g.shape[1:]) for name, g in grads.items()}

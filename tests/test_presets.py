@@ -1,0 +1,94 @@
+"""Theorems about other data: the paper's settings, and colour images in torchvision's own layouts, end to end."""
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import ddpm
+import lora
+import presets
+import train
+from conftest import tiny_unet
+
+PIXELS = np.random.default_rng(0)
+
+
+def parsed(*argv) -> train.Finetune:
+    return train.check(train.parse(train.Finetune, list(argv))[1])
+
+
+@pytest.mark.parametrize("name, r, K, C, delta, B, epochs", [
+    ("mnist", 8, 12, 1e-3, 1e-5, 2000, 200), ("cifar10", 8, 8, 1e-3, 1e-5, 80, 20), ("celeba64", 16, 4, 5e-4, 1e-6, 8192, 20)])
+def test_presets_are_the_papers_settings(name, r, K, C, delta, B, epochs):
+    s = parsed("--preset", name)
+    assert (s.rank, s.lora_alpha, s.K, s.C, s.delta, s.B) == (r, r, K, C, delta, B)
+    assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[s.data][0]
+
+
+def test_a_flag_wins_over_its_preset():
+    assert parsed("--preset", "mnist", "--rank", "3", "--epsilon", "1").rank == 3
+
+
+def test_the_celeba64_preset_has_479232_adapter_weights_and_no_class_embedding():
+    with torch.device("meta"):
+        model = ddpm.UNet(**presets.PRESETS["celeba64"][0])
+        lora.attach(model, lora.describe("lora", parsed("--preset", "celeba64").rank, 16, model.classes is not None))
+    trainable = lora.split(model)[0]
+    assert sum(p.numel() for p in trainable.values()) == 479_232 and not any("class" in name for name in trainable)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_presets_unet_takes_its_images(name):
+    unet, s = presets.PRESETS[name]
+    with torch.device("meta"):
+        model = ddpm.UNet(**unet)
+        _, c, side, _ = data.KNOWN.get(s["data"], (0, 3, s.get("size"), None))
+        out = model(torch.zeros(2, c, side, side), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    assert out.shape == (2, c, side, side)
+
+
+def write_cifar10(root):
+    """Five images a file in the layout that torchvision unpacks."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        batch = dict(data=PIXELS.integers(0, 256, (5, 3072), dtype=np.uint8), labels=[0, 1, 2, 3, 9])
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps(dict(label_names=list("abcdefghij"))))
+
+
+def write_celeba(root):
+    """Six faces, five of them for training, in the layout that torchvision unpacks."""
+    folder = root / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(1, 7)]
+    for name in names:
+        Image.fromarray(PIXELS.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(folder / "img_align_celeba" / name)
+    table = lambda columns: "".join(f"{name} {' '.join(['1'] * columns)}\n" for name in names)
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {int(i == 5)}\n" for i, name in enumerate(names)))
+    (folder / "identity_CelebA.txt").write_text(table(1))
+    for file, columns in (("list_bbox_celeba.txt", 4), ("list_landmarks_align_celeba.txt", 10), ("list_attr_celeba.txt", 40)):
+        (folder / file).write_text(f"6\n{' '.join('c' * columns)}\n" + table(columns))
+
+
+@pytest.mark.parametrize("name, write, n, side, classes", [("cifar10", write_cifar10, 25, 32, 10), ("celeba", write_celeba, 5, 64, None)])
+def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, side, classes, tmp_path, monkeypatch):
+    from torchvision.datasets import CelebA, cifar
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)       # the checksums are those of the real files
+    monkeypatch.setattr(CelebA, "_check_integrity", lambda *_: True)
+    write(tmp_path)
+    images, labels = data.load(name, "train", tmp_path)
+    assert images.shape == (n, 3, side, side) and images.dtype == torch.uint8 and len(labels) == n
+
+    ddpm.save_unet(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
+                                      "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2",
+                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
+    train.main()
+    assert json.loads((tmp_path / "run" / "privacy.json").read_text())["steps"] == 2
+    assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "peek-00002.png").exists()
