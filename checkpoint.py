@@ -29,7 +29,8 @@ def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        partial.unlink(missing_ok=True)                                  # left by a crash, perhaps readable by others
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as f:
             write(f)
             f.flush()

@@ -67,21 +67,23 @@ def image_shape(model: ddpm.UNet, side: int) -> tuple[int, int, int]:
     return model.config["image_channels"], side, side
 
 
-def class_strip(path: Path, model: ddpm.UNet, shape: tuple, guidance: float) -> None:
+def class_strip(path: Path, model: ddpm.UNet, shape: tuple, steps: int, guidance: float) -> None:
     """One image of each class (at most ten) in a row, always from the same noise; shape = (C, H, W)."""
     n = min(model.classes or 10, 10)
     same = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    images = generate(model, torch.arange(n) if model.classes else None, (n, *shape), guidance=guidance, generator=same, quiet=True)
+    images = generate(model, torch.arange(n) if model.classes else None, (n, *shape), steps=steps, guidance=guidance, generator=same,
+                      quiet=True)
     save_image(images.float() / 255, path, nrow=n)
 
 
-def before_and_after(path: Path, before: ddpm.UNet, after: ddpm.UNet, shape: tuple, guidance: float, columns: int = 8) -> None:
+def before_and_after(path: Path, before: ddpm.UNet, after: ddpm.UNet, shape: tuple, steps: int, guidance: float,
+                     columns: int = 8) -> None:
     """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
     device, rows, sides = next(after.parameters()).device, min(after.classes or 10, 10), []
     labels = torch.arange(rows).repeat_interleave(columns) if after.classes else None
     for model in (before.to(device), after):
         same = torch.Generator(device).manual_seed(0)
-        images = generate(model, labels, (rows * columns, *shape), guidance=guidance, generator=same, quiet=True)
+        images = generate(model, labels, (rows * columns, *shape), steps=steps, guidance=guidance, generator=same, quiet=True)
         sides.append(make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=0.3))
     save_image(torch.cat([sides[0], torch.ones(3, sides[0].shape[1], 6), sides[1]], dim=2), path)
 
@@ -94,7 +96,7 @@ def main() -> None:
     p.add_argument("--out", default=None, help="write a grid of pictures here (default grid.png if no --npz)")
     p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
     p.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm: all 1000 steps")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
+    p.add_argument("--steps", type=int, default=None, help="DDIM steps, 1 to 1000 (default: the run's own)")
     p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w, 0: none (default: the run's own)")
     p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
@@ -115,7 +117,7 @@ def main() -> None:
         generator = torch.Generator(device)
         generator.manual_seed(a.seed) if a.seed is not None else generator.seed()
         labels = torch.arange(a.n) % (model.classes or 1)
-        steps, eta = (ddpm.LINEAR.T, 1.0) if a.sampler == "ddpm" else (a.steps, a.eta)
+        steps, eta = (ddpm.LINEAR.T, 1.0) if a.sampler == "ddpm" else (run["sample_steps"] if a.steps is None else a.steps, a.eta)
         guidance = run["guidance"] if a.guidance is None else a.guidance
         images = generate(model, labels if model.classes else None, (a.n, *image_shape(model, run["side"])), steps=steps,
                           eta=eta, guidance=guidance, batch=a.batch, generator=generator)

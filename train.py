@@ -98,6 +98,7 @@ class Finetune:
     drop: float = field(0.1, "share of labels replaced by the null class, for guidance", *SHARE)
     # run
     guidance: float = field(1.0, "guidance w of the sample grid and of sample.py's default", lambda w: 0 <= w < math.inf, "a number >= 0")
+    sample_steps: int = field(50, "DDIM steps of the pictures, and sample.py's default", lambda n: 1 <= n <= ddpm.LINEAR.T, f"1 to {ddpm.LINEAR.T}")
     chunk: int = field(256, "images per backward pass: memory only, the result is the same", *COUNT)
     device: str = field("auto", "auto, cuda, mps or cpu")
     seed: int | None = field(None, "reproducible and therefore NOT private (default: randomness of the operating system)", *SEED)
@@ -248,7 +249,7 @@ def finetune(s: Finetune) -> None:
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         if s.peek and step % s.peek == 0 and rank == 0:
             with average.applied(trainable):
-                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.guidance)
+                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance)
         if step % s.save_every == 0 or step == s.steps or stop.is_set():
             generators = distributed.states([secret, draws])
             if rank == 0:
@@ -296,7 +297,8 @@ def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable
     config = dict(dataclasses.asdict(s), side=shape[-1])
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
-    sample.before_and_after(out / "samples.png", ddpm.load_unet(Path(s.base)), model, shape, s.guidance)
+    sample.before_and_after(out / "samples.png", ddpm.load_unet(Path(s.base)), model, shape, s.sample_steps,
+                            s.guidance)
     checkpoint.write_text(out / "privacy.json", json.dumps(facts, indent=2) + "\n")
     (out / "checkpoint.pt").unlink()                                     # and with it the state that made the noise
 

@@ -214,7 +214,7 @@ def test_a_checkpoint_is_readable_by_its_owner_alone(left_behind, tmp_path):
 def test_code_inside_a_file_is_refused_and_never_run(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora.describe("lora", 2, 3.0, True)))
-    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Code()))
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Code(), protocol=2))
     read = dict(base=lambda: ddpm.load_unet(tmp_path / "adapter_model.bin"),
                 adapter=lambda: lora.load(tiny_unet(), tmp_path),
                 checkpoint=lambda: checkpoint.load(tmp_path / "adapter_model.bin", {}))[what]

@@ -88,7 +88,7 @@ def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, 
     ddpm.save_unet(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
                                       "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2",
-                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
+                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1", "--sample-steps", "2"])
     train.main()
     assert json.loads((tmp_path / "run" / "privacy.json").read_text())["steps"] == 2
     assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "peek-00002.png").exists()

@@ -19,7 +19,7 @@ from conftest import ROOT, tiny_unet
 from test_data import make_folder, write_idx
 
 TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--lora-alpha", "3", "--delta", "1e-3", "--device", "cpu",
-        "--save-every", "2"]
+        "--save-every", "2", "--sample-steps", "2"]
 
 
 def command(*argv, program="train.py"):

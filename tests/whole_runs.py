@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 
 import numpy as np
 import pytest
@@ -34,9 +35,14 @@ def make_place(folder, images=IMAGES, seed=0, name="data"):
 
 
 def call(main, *argv) -> tuple[int, str, str]:
-    """main() as the command line would run it: (exit code, stdout, stderr). The handler of Ctrl-C is put back."""
+    """main() as the command line would run it: (exit code, stdout, stderr), warnings and tracebacks included.
+
+    The handler of Ctrl-C is put back.
+    """
     out, err, handler, code = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as m:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as m, \
+            warnings.catch_warnings():
+        warnings.showwarning = lambda *w, **_: err.write(warnings.formatwarning(*w[:4]))
         m.setattr(sys, "argv", [main.__module__ + ".py", *map(str, argv)])
         try:
             main()
