@@ -306,7 +306,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=1, help="steps that the attacker sees in each run")
     p.add_argument("--K", type=int, default=1, help="draws averaged inside one image's loss")
     p.add_argument("--delta", type=float, default=1e-5, help="delta, a probability")
-    p.add_argument("--runs", type=int, default=1_000_000, help="runs without the canary, and as many with it")
+    p.add_argument("--runs", type=int, default=4_000_000, help="runs without the canary, and as many with it")
     p.add_argument("--seed", type=int, default=0, help="of the audit; the real run's noise has none")
     p.add_argument("--break", dest="fault", choices=[*BROKEN, "all"], help="audit a step that is wrong")
     p.add_argument("--membership", action="store_true", help="guess who was in the training set, without and with noise")
@@ -314,7 +314,7 @@ def main() -> None:
     a = p.parse_args()
     world, fine = dict(q=a.q, sigma=a.sigma, steps=a.steps, K=a.K, others=1), True
     try:
-        for ok, message in [(a.K >= 1, f"--K {a.K}: expected at least 1"),
+        for ok, message in [(a.K >= 1 and a.steps >= 1, f"--K {a.K} --steps {a.steps}: expected at least 1"),
                             (a.runs >= 1000, f"--runs {a.runs}: expected at least 1000, fewer show nothing"),
                             (0 <= a.seed < 2**32, f"--seed {a.seed}: expected 0 to 2^32 - 1")]:
             if not ok:

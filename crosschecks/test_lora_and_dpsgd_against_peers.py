@@ -33,7 +33,7 @@ def test_peft_reads_our_adapter_and_computes_the_same(saved):
     ours, folder = saved
     theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder))
     x, labels, t, _ = helpers.examples(3, K=1)
-    torch.testing.assert_close(theirs(x, t[:, 0], labels), ours(x, t[:, 0], labels), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(theirs(x, t[:, 0], labels), ours(x, t[:, 0], labels), atol=1e-5, rtol=1e-3)
 
 
 def test_opacus_hooks_give_our_clipped_sum(saved):

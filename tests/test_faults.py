@@ -100,7 +100,6 @@ REFUSED = [
     ("train", "--epsilon nan", "--epsilon nan", "above 0, or inf"),
     ("train", "--epsilon ten", "'ten'", "float"),
     ("train", "--epsilon 1e-9 --delta 1e-30", "epsilon = 1e-09", "ask for more"),
-    ("train", "--epsilon 1e308", "epsilon", "expected"),
     ("train", "--delta 0", "--delta 0", "above 0"),
     ("train", "--delta 1", "--delta 1", "below 1/N"),
     ("train", "--delta nan", "--delta nan", "below 1/N"),
@@ -215,22 +214,23 @@ REFUSED = [
     ("sample", "finished --n 0", "--n 0", "at least 1"),
     ("sample", "finished --n many", "'many'", "int"),
     ("sample", "finished --batch 0", "--batch 0", "at least 1"),
-    ("sample", "finished --steps 0", "steps = 0", "1 to 1000"),
-    ("sample", "finished --steps 1001", "steps = 1001", "1 to 1000"),
-    ("sample", "finished --eta -1", "eta = -1", ">= 0"),
-    ("sample", "finished --eta nan", "eta = nan", ">= 0"),
-    ("sample", "finished --guidance -1", "guidance = -1", ">= 0"),
-    ("sample", "finished --guidance nan", "guidance = nan", ">= 0"),
-    ("sample", "finished --guidance inf", "guidance = inf", ">= 0"),
+    ("sample", "finished --steps 0", "--steps 0", "1 to 1000"),
+    ("sample", "finished --steps 1001", "--steps 1001", "1 to 1000"),
+    ("sample", "finished --eta -1", "--eta -1", ">= 0"),
+    ("sample", "finished --eta nan", "--eta nan", ">= 0"),
+    ("sample", "finished --guidance -1", "--guidance -1", ">= 0"),
+    ("sample", "finished --guidance nan", "--guidance nan", ">= 0"),
+    ("sample", "finished --guidance inf", "--guidance inf", ">= 0"),
     ("sample", "finished --sampler euler", "'euler'", "ddim"),
     ("sample", "finished --seed 36893488147419103232", "36893488147419103232", "expected"),
     ("sample", "finished --device tpu", "'tpu'", "cpu"),
     ("sample", "finished --out nowhere/grid.png", "nowhere/grid.png", "no folder"),
     ("sample", "finished --out notes.txt/grid.png", "notes.txt/grid.png", "no folder"),
     ("sample", "finished --out data", "data", "cannot write"),
-    ("sample", "finished --out /proc/grid.png", "/proc/grid.png", "cannot write"),
+    ("sample", "finished --out /proc/grid.png", "cannot write in /proc", "expected a folder"),
     ("sample", "finished --out grid.xyz", "grid.xyz", ".png"),
-    ("sample", "finished --npz /proc/s.npz", "/proc/s.npz", "cannot write"),
+    ("sample", "finished --npz /proc/s.npz", "cannot write in /proc", "expected a folder"),
+    ("sample", "finished --npz data", "cannot write data", "expected a file"),
 ]
 
 
@@ -249,21 +249,20 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
         code, _, err = call(train.main, *PRETRAIN, *flags)
     else:
         code, _, err = finetune("--out", "run", *flags)
+    after = snapshot(world)
+    changed = {name for name in after.keys() | before.keys() if name not in after or before.get(name, 0) != after[name]}
+    for name in changed - before.keys():                                 # the next input finds a clean world
+        shutil.rmtree(world / name) if (world / name).is_dir() else (world / name).unlink(missing_ok=True)
     assert code == 2, err or "it was accepted"
     assert len(err.splitlines()) == 1 and got in err and expected in err, err
     assert not any(len(word.strip("'")) == 64 for word in err.split()), f"a fingerprint of private images: {err}"
-    after = snapshot(world)
-    changed = {name for name in after.keys() | before.keys() if name not in after or before.get(name, 0) != after[name]}
-    for name in changed - before.keys():                                 # the next test starts from a clean world
-        shutil.rmtree(world / name) if (world / name).is_dir() else (world / name).unlink(missing_ok=True)
     assert not changed, f"written or changed: {sorted(changed)}"
 
 
-@pytest.mark.parametrize("program, flags", [("train.py", ["--epsilon", "0"]), ("sample.py", ["no-run"])])
-def test_a_refusal_is_the_same_from_a_shell(program, flags, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / program), *flags], capture_output=True, text=True, cwd=tmp_path)
+def test_a_refusal_is_the_same_from_a_shell(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--epsilon", "0"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith(program) and "expected" in done.stderr and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("train.py: --epsilon 0.0: expected") and not list(tmp_path.iterdir())
 
 
 def test_without_a_network_the_missing_data_are_named_in_one_line(world, tmp_path, monkeypatch):
