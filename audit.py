@@ -5,7 +5,7 @@ and out exchanged. So any event that can be counted gives
 
     epsilon >= log( (P(E | in) - delta) / P(E | out) )                        [Jagielski et al. 2020; Nasr et al. 2021]
 
-  $ python audit.py                       # the step that train.py runs: lower bound 3.2, proven 4.73
+  $ python audit.py                       # the step that train.py runs: lower bound 3.77, proven 4.73
   $ python audit.py --break half-noise    # a step with a fault: the lower bound is above what was "proven"
   $ python audit.py --break all           # eight faults, a line each
   $ python audit.py --membership          # another, weak attack, on real images: who was in the training set?

@@ -343,7 +343,8 @@ def table(result: dict) -> str:
         lines.append(f"{what:<12}" + "".join(f"{cell:>{max(len(key), 7) + 2}}" for key, cell in cells))
     by_class = result["rows"]["synthetic"].get("recognised_by_class", [])
     if by_class:
-        lines.append("recognised by class: " + "  ".join(f"{c} {v:.0%}" for c, v in enumerate(by_class) if v is not None))
+        shares = (f"{c} {share:.0%}" for c, share in enumerate(by_class) if share is not None)
+        lines.append("recognised by class: " + "  ".join(shares))
     if "real" in result["rows"]:
         lines.append("row real: n real images as if they were samples; recognised: the judge on the test set; "
                      "FID: half against half")

@@ -84,22 +84,22 @@ class Finetune:
     delta: float = field(1e-5, "delta, a probability below 1/N", lambda d: 0 < d < 1, "a number above 0 and below 1/N")
     N: int = field(0, "declared number of private images (0: the data set's published size; needed for folder:)",
                    lambda n: n >= 0, "the declared number of private images")
-    B: int = field(512, "expected batch size, images; sampling rate q = B/N", *COUNT)
-    steps: int = field(300, "T, optimiser steps, one use of the private data each", *COUNT)
-    C: float = field(0.01, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
-    K: int = field(1, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
+    B: int = field(256, "expected batch size, images; sampling rate q = B/N", *COUNT)
+    steps: int = field(150, "T, optimiser steps, one use of the private data each", *COUNT)
+    C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
+    K: int = field(4, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     # what is trained
     train: str = field("lora", "lora (paper), lora+conv, attention (DP-LDM) or full", lambda w: w in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
     rank: int = field(16, "LoRA rank r", *COUNT)
     lora_alpha: float = field(16.0, "scale of the update, which is (lora_alpha / r) B A", *POSITIVE)
     # optimisation
-    lr: float = field(1e-2, "learning rate eta of Adam at the first step, falling linearly to 0", *POSITIVE)
+    lr: float = field(2e-2, "learning rate eta of Adam at the first step, falling linearly to 0", *POSITIVE)
     ema: float = field(0.95, "decay of the adapter's running average, per step", *SHARE)
     drop: float = field(0.1, "share of labels replaced by the null class, for guidance", *SHARE)
     # run
-    guidance: float = field(1.0, "guidance w of the sample grid and of sample.py's default", lambda w: 0 <= w < math.inf, "a number >= 0")
+    guidance: float = field(0.5, "guidance w of the sample grid and of sample.py's default", lambda w: 0 <= w < math.inf, "a number >= 0")
     sample_steps: int = field(50, "DDIM steps of the pictures, and sample.py's default", lambda n: 1 <= n <= ddpm.LINEAR.T, f"1 to {ddpm.LINEAR.T}")
-    chunk: int = field(256, "images per backward pass: memory only, the result is the same", *COUNT)
+    chunk: int = field(256, "images times draws per backward pass: memory only, the result is the same", *COUNT)
     device: str = field("auto", "auto, cuda, mps or cpu")
     seed: int | None = field(None, "reproducible and therefore NOT private (default: randomness of the operating system)", *SEED)
     peek: int = field(0, "steps between strips of samples in the run's folder (post-processing, free); 0: none", lambda n: n >= 0, "0 or more")
@@ -238,7 +238,7 @@ def finetune(s: Finetune) -> None:
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)                             # (i)   random size, 0 is legal
         gradient = dpsgd.private_gradient(per_sample, trainable, (images[lot], labels[lot]),      # (ii)  one gradient per image,
                                           C=s.C, sigma=sigma, B=s.B, generator=secret,            # (iii) clipped to C, summed,
-                                          chunk=s.chunk)                                          # (iv)  + noise once, (v) / B
+                                          chunk=max(1, s.chunk // s.K))                           # (iv)  + noise once, (v) / B
         for name, p in trainable.items():
             p.grad = gradient[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)

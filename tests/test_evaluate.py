@@ -25,7 +25,8 @@ def digits():
     """600 real images, their labels, and a tiny judge trained on them (a linear one)."""
     images, labels = data.load("mnist", "test")
     images, labels = images[:600], labels[:600]
-    return images, labels, evaluate.train_classifier(evaluate.classifier("logistic", (1, 28, 28), 10), images, labels, 20)
+    net = evaluate.classifier("logistic", (1, 28, 28), 10)
+    return images, labels, evaluate.train_classifier(net, images, labels, 20)
 
 
 # -----------------------------------------------------------------------------
@@ -94,7 +95,8 @@ def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_rand
     images, labels, _ = digits
 
     def weights(seed):
-        return evaluate.train_classifier(evaluate.classifier("CNN", (1, 28, 28), 10), images[:64], labels[:64], 1, seed)[-1].weight
+        net = evaluate.classifier("CNN", (1, 28, 28), 10)
+        return evaluate.train_classifier(net, images[:64], labels[:64], 1, seed)[-1].weight
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     net = evaluate.classifier("CNN", (1, 28, 28), 10)
@@ -148,7 +150,9 @@ def run(monkeypatch, capsys, *argv):
 def numbers(tree):
     if isinstance(tree, dict):
         return [v for branch in tree.values() for v in numbers(branch)]
-    return [v for branch in tree for v in numbers(branch)] if isinstance(tree, list) else [tree] if isinstance(tree, float) else []
+    if isinstance(tree, list):
+        return [v for branch in tree for v in numbers(branch)]
+    return [tree] if isinstance(tree, float) else []
 
 
 def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(tmp_path, monkeypatch, capsys):
@@ -161,7 +165,8 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
     assert "outside the guarantee" in result["outside_the_guarantee"]
     assert set(result["rows"]) == {"synthetic", "real"} and "FID" not in result["rows"]["synthetic"]
     assert len(found := numbers(result)) > 10 and np.isfinite(found).all()
-    assert abs(result["rows"]["synthetic"]["recognised"] - result["rows"]["real"]["recognised"]) < 0.1, "both are real images"
+    synthetic, real = (result["rows"][what]["recognised"] for what in ("synthetic", "real"))
+    assert abs(synthetic - real) < 0.1, "both are real images"
     assert any("below 10,000" in note for note in result["notes"])
     assert (tmp_path / "neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
     assert not (tmp_path / "runs").exists(), "--fast leaves no weak judge behind"

@@ -3,74 +3,110 @@
   $ python tests/mutants/run.py                # all of mutants.py, two at a time: a table, exit code 1 if one survives
   $ python tests/mutants/run.py noise          # those with "noise" in their name
 
-A mutant is killed when its theorem fails by its own assertion; code that merely crashes has proved nothing.
+Every mutant is a copy of the repository in which its theorem, and nothing else, is run. A mutant is killed when the
+theorem fails by its own assertion; code that merely crashes has proved nothing. The copies' tests run in forks of this
+process, because importing torch takes longer than most theorems.
 """
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutants import MUTANTS, Mutant
+os.environ |= dict(OMP_NUM_THREADS="1", COLUMNS="1000")                  # one thread each; failures on one long line
+sys.dont_write_bytecode = True
 
-ROOT = Path(__file__).parent.parent.parent
+import pytest  # noqa: E402
+import scipy.integrate  # noqa: E402, F401  (imported here once, not in every fork)
+import scipy.optimize  # noqa: E402, F401
+import torch  # noqa: E402
+import torch.func  # noqa: E402
+import torchvision.utils  # noqa: E402, F401
+
+from mutants import MUTANTS, Mutant  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 BY_ITSELF = re.compile(r"^FAILED .* - (assert |AssertionError|Failed: |UserWarning)", re.MULTILINE)
+AT_A_TIME = 2
 
 
-def copy(folder: Path) -> Path:
+def copy(folder: Path) -> None:
     """The repository's code and tests, without their history and their data."""
     for source in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", *(ROOT / "tests").glob("*.py")]:
         target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    return folder
 
 
-def pytest(folder: Path, *tests: str) -> subprocess.CompletedProcess:
-    """Only these theorems, on the copy in `folder`; one thread each, so that two can run at a time."""
-    env = dict(os.environ, OMP_NUM_THREADS="1", COLUMNS="1000", PYTHONDONTWRITEBYTECODE="1")
-    return subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider",
-                           *(f"tests/{test}" for test in tests)], cwd=folder, env=env, capture_output=True, text=True)
+def start(folder: Path, *theorems: str) -> int:
+    """Fork a child that runs these theorems on the copy in `folder`, its words going to folder/said; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT, 0o644)
+        os.dup2(said, 1), os.dup2(said, 2)
+        os.chdir(folder)
+        code = pytest.main(["-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", *(f"tests/{t}" for t in theorems)])
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
-def verdict(m: Mutant) -> str:
-    """"yes", or why not."""
+def verdict(code: int, said: str) -> str:
+    """"yes", or why not. pytest's exit code 1: tests were run and some failed; 2 to 5: they were not run."""
+    if code == 0:
+        return "NO: it survives"
+    if code == 1 and BY_ITSELF.search(said):
+        return "yes"
+    return "NO: " + " ".join(([line for line in said.splitlines() if re.match("FAILED|ERROR", line)] or said.splitlines())[-1:])
+
+
+def run(m: Mutant, folder: Path) -> int | None:
+    """Start the mutant's theorem on a sabotaged copy; None if there is nothing to sabotage."""
     clean = (ROOT / m.file).read_text()
     if clean.count(m.old) != 1:
-        return f"NO: its text occurs {clean.count(m.old)} times in {m.file}"
+        return None
     mutated = clean.replace(m.old, m.new)
-    compile(mutated, m.file, "exec")
-    with tempfile.TemporaryDirectory() as folder:
-        (copy(Path(folder)) / m.file).write_text(mutated)
-        done = pytest(Path(folder), m.killed_by)
-    if done.returncode == 0:
-        return "NO: it survives"
-    if done.returncode == 1 and BY_ITSELF.search(done.stdout):
-        return "yes"
-    return "NO: " + " ".join(([line for line in done.stdout.splitlines() if re.match("FAILED|ERROR", line)] or
-                              (done.stdout + done.stderr).splitlines())[-1:])
+    compile(mutated, m.file, "exec")                                     # a typing error kills nothing
+    copy(folder)
+    (folder / m.file).write_text(mutated)
+    return start(folder, m.killed_by)
 
 
 def main() -> None:
-    chosen, start = [m for m in MUTANTS if (sys.argv + [""])[1] in m.name], time.time()
-    theorems = list(dict.fromkeys(m.killed_by for m in chosen))
-    with tempfile.TemporaryDirectory() as folder:
-        clean = pytest(copy(Path(folder)), *theorems)
-    if clean.returncode:
-        sys.exit(f"the theorems do not hold without sabotage:\n{clean.stdout}{clean.stderr}")
+    chosen, begin = [m for m in MUTANTS if (sys.argv + [""])[1] in m.name], time.time()
+    theorems, folder = list(dict.fromkeys(m.killed_by for m in chosen)), Path(tempfile.mkdtemp(prefix="mutants-"))
+    torch.set_num_threads(1)
+    copy(folder / "clean")
+    if os.waitpid(start(folder / "clean", *theorems), 0)[1]:
+        sys.exit(f"the theorems do not hold without sabotage:\n{(folder / 'clean' / 'said').read_text()}")
+
+    verdicts, running, left = {}, {}, list(chosen)
+    while left or running:
+        while left and len(running) < AT_A_TIME:
+            m = left.pop(0)
+            child = run(m, folder / m.name.replace(" ", "-"))
+            if child is None:
+                verdicts[m] = f"NO: its text does not occur exactly once in {m.file}"
+            else:
+                running[child] = m
+        if running:
+            child, status = os.wait()
+            m = running.pop(child)
+            verdicts[m] = verdict(os.waitstatus_to_exitcode(status), (folder / m.name.replace(" ", "-") / "said").read_text())
+            print(f"{len(verdicts)} of {len(chosen)}: {m.name}: killed: {verdicts[m]}", file=sys.stderr)
+    shutil.rmtree(folder)
+
     print("| sabotage | consequence for privacy | theorem that kills it | killed |\n| --- | --- | --- | --- |")
-    with ThreadPoolExecutor(2) as pool:
-        verdicts = []
-        for m, said in zip(chosen, pool.map(verdict, chosen)):
-            verdicts.append(said)
-            print(f"| {m.name} ({m.file}) | {m.consequence} | `{m.killed_by}` | {said} |", flush=True)
-    killed = verdicts.count("yes")
+    for m in chosen:
+        print(f"| {m.name} (`{m.file}`) | {m.consequence} | `{m.killed_by}` | {verdicts[m]} |")
+    killed = list(verdicts.values()).count("yes")
     print(f"\n{killed} of {len(chosen)} sabotages killed by {len(theorems)} theorems, which hold without them, "
-          f"in {time.time() - start:.0f} s")
+          f"in {time.time() - begin:.0f} s")
     sys.exit(killed < len(chosen))
 
 
