@@ -310,6 +310,7 @@ def main() -> None:
     parser.add_argument("--q", type=float, default=0.017, help="sampling rate, lot size / data size; default 0.017")
     parser.add_argument("--steps", type=int, default=200, help="default 200")
     parser.add_argument("--compare", action="store_true", help="print a tighter bound and an approximation, too")
+    parser.error = lambda message: parser.exit(2, f"accountant.py: {message}\n")      # one line, exit code 2
     args = parser.parse_args()
     try:
         _check(q=args.q, delta=args.delta, steps=args.steps)

@@ -238,7 +238,7 @@ def show_all(runs: int, delta: float, seed: int, **world) -> None:
 # 4. a weak attack on real images: was this one in the training set?       [loss: Yeom et al. 2018; less the public model's:
 #                                                                           Watson et al. 2022]
 
-MEMBERS = train.Finetune(N=64, B=32, steps=400, delta=1e-3, lr=1e-2, epsilon=1.0)          # 64 images, learned by heart
+MEMBERS = train.Finetune(N=64, B=32, steps=400, C=0.01, K=1, rank=16, lr=1e-2, delta=1e-3, epsilon=1.0)   # learns by heart
 
 
 def finetuned(s: train.Finetune, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> ddpm.UNet:

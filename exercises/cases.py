@@ -254,14 +254,13 @@ def steps():
             return {"std": torch.cat(first).std().item(), "two steps": together(first[0], second[0]),
                     "two tensors": together(*first)}[part]
         return run
-    for lot, who in ((1, "one image"), (0, "an empty lot"), (6, "six images in three chunks")):
+    for n, who in ((1, "one image"), (0, "an empty lot"), (6, "six images in three chunks")):
         yield Case(f"the noise of {who}", "B times the result holds noise of std sigma C, once a step, for every lot. "
                    "With sigma alone the noise does not fit the clipping; once a chunk, its amount tells the lot's "
                    "size; none for an empty lot tells that nobody was sampled.",
-
-                   {"lot": f"{lot} gradients of zero", "C, sigma, B": (0.03, 1.7, 5.0), "chunk": 2,
+                   {"lot": f"{n} gradients of zero", "C, sigma, B": (0.03, 1.7, 5.0), "chunk": 2,
                     "measured": "std / (sigma C)"},
-                   noise(lot, "std"), (0.03, 0.0))
+                   noise(n, "std"), (0.03, 0.0))
     yield Case("the noise of two steps", "it must be fresh in every step: noise that comes twice is gone in the difference.",
                dict(measured="correlation"), noise(1, "two steps"), (0.0, 0.06))
     yield Case("the noise of two tensors", "it must be independent in every coordinate: otherwise some combination of the "

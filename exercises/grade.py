@@ -125,10 +125,11 @@ def array(x) -> np.ndarray:
 def explain(short: str, exercise: Exercise, case: Case, got, expected, where: str) -> str:
     """The message: which input, yours, expected, where, and what that means."""
     lines = [f"{short} differs from {exercise.origin}: {case.title}", ""]
-    lines += [f"  {name:<12}= {show(value)}" for name, value in case.shown.items()]
-    lines += ["", f"  yours       = {show(got)}", f"  expected    = {show(expected)}"]
-    if not isinstance(got, Exception) and not isinstance(expected, Exception):
-        lines += [f"  difference  : {where}"]
+    for name, value in {**case.shown, "": None, "yours": got, "expected": expected}.items():
+        text = show(value)
+        lines.append(f"  {name:<12}= {text if len(text) < 200 else text[:200] + ' ...'}" if name else "")
+    if "got" in where:
+        lines.append(f"  difference  : {where}")
     return "\n".join(lines + ["", textwrap.fill("What it means: " + " ".join(case.means.split()), 110)])
 
 

@@ -18,7 +18,7 @@ def main() -> None:
         count[status] += 1
         left += 0 if status == "done" else grade.minutes(name)
         said = message.splitlines()[0] if status == "wrong" else status
-        print(f"[{MARK[status]}] {name:<22}{grade.minutes(name):>3} min  {said}"[:width])
+        print(f"[{MARK[status]}] {name:<26}{grade.minutes(name):>3} min  {said}"[:width])
     bugs = theorem.check({bug: theorem.answers().get(bug, "") for bug in theorem.BUGS})
     caught = sum(status == "done" for status, _ in bugs.values())
     print("bugs    " + " ".join(f"{bug[3:5]}[{MARK[status]}]" for bug, (status, _) in bugs.items()))

@@ -260,7 +260,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
 
 
 def test_a_refusal_is_the_same_from_a_shell(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--epsilon", "0"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--epsilon", "0"], capture_output=True, text=True,
+                          cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("train.py: --epsilon 0.0: expected") and not list(tmp_path.iterdir())
 

@@ -50,7 +50,8 @@ def start(folder: Path, *theorems: str) -> int:
         said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(said, 1), os.dup2(said, 2)
         os.chdir(folder)
-        code = pytest.main(["-x", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", *(f"tests/{t}" for t in theorems)])
+        flags = "-x -q -rf --tb=short -p no:cacheprovider".split()
+        code = pytest.main(flags + [f"tests/{theorem}" for theorem in theorems])
         sys.stdout.flush()
     finally:
         os._exit(code)
@@ -62,7 +63,8 @@ def verdict(code: int, said: str) -> str:
         return "NO: it survives"
     if code == 1 and BY_ITSELF.search(said):
         return "yes"
-    return "NO: " + " ".join(([line for line in said.splitlines() if re.match("FAILED|ERROR", line)] or said.splitlines())[-1:])
+    failures = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return "NO: " + " ".join((failures or said.splitlines())[-1:])
 
 
 def run(m: Mutant, folder: Path) -> int | None:
@@ -97,7 +99,8 @@ def main() -> None:
         if running:
             child, status = os.wait()
             m = running.pop(child)
-            verdicts[m] = verdict(os.waitstatus_to_exitcode(status), (folder / m.name.replace(" ", "-") / "said").read_text())
+            said = (folder / m.name.replace(" ", "-") / "said").read_text()
+            verdicts[m] = verdict(os.waitstatus_to_exitcode(status), said)
             print(f"{len(verdicts)} of {len(chosen)}: {m.name}: killed: {verdicts[m]}", file=sys.stderr)
     shutil.rmtree(folder)
 
