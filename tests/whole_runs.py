@@ -19,7 +19,7 @@ from conftest import tiny_unet
 from test_data import write_idx
 
 N, IMAGES = 400, 200         # declared and real number of images: they differ, so that mistaking one for the other shows
-FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --lora-alpha 3 --delta 1e-3 --C 0.02 --device cpu --save-every 2 "
+FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --lora-alpha 3 --delta 1e-3 --C 0.02 --K 1 --device cpu --save-every 2 "
          "--guidance 0 --sample-steps 3 --data-dir data --base base.pt").split()
 PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json", "samples.png")
 
