@@ -7,7 +7,10 @@ The generators' state would give the noise away, so only the owner may read the 
 
   $ python checkpoint.py      # writes, kills the writer half-way, reads
 """
+import contextlib
+import errno
 import hashlib
+import io
 import os
 import signal
 import threading
@@ -36,9 +39,11 @@ def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as e:
+        raise OSError(e.errno or errno.EIO, f"cannot write {path} ({e.strerror or e}); what was there is untouched") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)                           # the rename itself must survive a power cut
     try:
         os.fsync(folder)
@@ -51,14 +56,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def try_writing(folder: Path) -> None:
-    """OSError now rather than after an hour, if nothing can be written in `folder`."""
-    write_text(folder / ".trial", "")
-    (folder / ".trial").unlink()
+    """Make `folder`; ValueError now rather than after an hour, if nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ".trial", "")
+        (folder / ".trial").unlink()
+    except OSError as e:
+        raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place for one") from None
 
 
-def save(path: Path, state: dict) -> None:
-    """Write a checkpoint that only its owner can read (mode 600): it holds random state."""
-    write_atomically(path, lambda f: torch.save(state, f), mode=0o600)
+def save(path: Path, state: dict, mode: int = 0o600) -> None:
+    """torch.save that only the owner can read, as a checkpoint must be: it holds random state. Errors: OSError"""
+    whole = io.BytesIO()                                                 # on a file, torch.save makes a RuntimeError of them
+    torch.save(state, whole)
+    write_atomically(path, lambda f: f.write(whole.getbuffer()), mode)
 
 
 def load(path: Path, settings: dict) -> dict:

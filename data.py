@@ -214,6 +214,8 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     if name not in KNOWN:
         raise ValueError(f"unknown data set {name!r}, expected one of {', '.join(KNOWN)} or folder:PATH")
     root = Path(data_dir) if data_dir is not None else Path("datasets")
+    if data_dir is not None and not root.is_dir():
+        raise ValueError(f"--data-dir {root} is not a folder; expected one that holds {name}, or an empty one to download it to")
     idx_folder = ASSETS / "mnist" if name == "mnist" and data_dir is None else _idx_folder(root, name)
     if idx_folder is not None:
         prefix = "train" if split == "train" else "t10k"
@@ -251,7 +253,7 @@ def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor
         kind["fashion-mnist"] = datasets.FashionMNIST
         found = kind[name](str(root), train=train, download=True)
     except Exception as e:
-        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({type(e).__name__}: {e}); "
+        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({type(e).__name__}: {' '.join(str(e).split())}); "
                          f"put its files there or pass --data-dir") from None
     images = torch.as_tensor(found.data)
     return (images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()), torch.as_tensor(found.targets)
@@ -263,7 +265,7 @@ def _load_folder(path: Path, size: int) -> tuple[Tensor, Tensor]:
     fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
     try:
         folder = datasets.ImageFolder(str(path), transform=fit)
-    except FileNotFoundError as e:
+    except OSError as e:
         raise ValueError(f"folder:{path}: {str(e).splitlines()[0]}; expected PATH/class/image.png") from None
     pairs = []
     for i, (file, _) in enumerate(folder.samples):

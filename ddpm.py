@@ -17,6 +17,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import checkpoint
+
 # -----------------------------------------------------------------------------
 # 1. the forward process: x_0 -> x_t
 
@@ -108,7 +110,7 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
     """
     if not 1 <= steps <= schedule.T:
         raise ValueError(f"steps = {steps}, expected 1 to {schedule.T}")
-    if eta < 0 or guidance < 0:
+    if not (0 <= eta < math.inf and 0 <= guidance < math.inf):
         raise ValueError(f"eta = {eta}, guidance = {guidance}, expected numbers >= 0")
     device = next(model.parameters()).device
     x = torch.randn(shape, device=device, generator=generator)
@@ -274,9 +276,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def save_unet(path: Path, model: UNet, weights: dict[str, Tensor] | None = None) -> None:
     """Write a UNet's shape and weights (or other weights of that shape, such as an average); replaces `path` at once."""
-    partial = Path(str(path) + ".partial")
-    torch.save(dict(config=model.config, model=weights or model.state_dict()), partial)
-    os.replace(partial, path)
+    checkpoint.save(Path(path), dict(config=model.config, model=weights or model.state_dict()), mode=0o644)
 
 
 def load_unet(path: Path) -> UNet:

@@ -8,13 +8,14 @@ W is public and frozen; only A and B (and the class embedding) ever meet private
 """
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+import checkpoint
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
 CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
@@ -180,11 +181,8 @@ def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
     """Write adapter_model.bin and adapter_config.json; `config` as made by `describe`."""
     state = {PREFIX + name + (".weight" if name.endswith(("lora_A", "lora_B")) else ""): p.detach().cpu().clone()
              for name, p in trainable.items()}
-    for name, write in (("adapter_model.bin", lambda path: torch.save(state, path)),
-                        ("adapter_config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))):
-        partial = Path(folder) / (name + ".partial")
-        write(partial)
-        os.replace(partial, Path(folder) / name)
+    checkpoint.save(Path(folder) / "adapter_model.bin", state, mode=0o644)
+    checkpoint.write_text(Path(folder) / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
@@ -206,7 +204,8 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        state = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
+        state = dict(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
+        config["peft_type"]
     except FileNotFoundError as e:
         raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with train.py") from None
     except Exception as e:

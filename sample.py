@@ -8,6 +8,7 @@ however many images are drawn.                                    [Dwork & Roth 
 """
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+import checkpoint
 import data
 import ddpm
 import lora
@@ -26,7 +28,8 @@ def pick_device(name: str) -> torch.device:
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind in have if have[kind]))
-    if not have.get(name.split(":")[0], False):
+    kind, _, index = name.partition(":")
+    if not have.get(kind, False) or index and not index.isdecimal():
         raise ValueError(f"device {name!r} is not available here, expected auto or one of "
                          f"{', '.join(kind for kind in have if have[kind])}")
     return torch.device(name)
@@ -41,6 +44,7 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
     try:
         config = json.loads((folder / "config.json").read_text())
         base = Path(config["base"])
+        config["side"], config["guidance"], config["sample_steps"]       # a KeyError now
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by train.py") from None
     model = ddpm.load_unet(base if base.exists() else Path(__file__).parent / base)
@@ -106,11 +110,21 @@ def main() -> None:
     a = p.parse_args()
     out = a.out or (None if a.npz else "grid.png")
     try:
-        if a.n < 1 or a.batch < 1:
-            raise ValueError(f"--n {a.n} --batch {a.batch}: expected at least 1")
+        rules = [(a.n >= 1 and a.batch >= 1, f"--n {a.n} --batch {a.batch}: expected at least 1"),
+                 (a.steps is None or 1 <= a.steps <= ddpm.LINEAR.T, f"--steps {a.steps}: expected 1 to {ddpm.LINEAR.T}"),
+                 (0 <= a.eta < math.inf, f"--eta {a.eta}: expected a number >= 0"),
+                 (a.guidance is None or 0 <= a.guidance < math.inf, f"--guidance {a.guidance}: expected a number >= 0"),
+                 (a.seed is None or 0 <= a.seed < 2**32, f"--seed {a.seed}: expected 0 to 2^32 - 1"),
+                 (not out or Path(out).suffix == ".png", f"cannot write {out}: expected a name that ends in .png")]
         for path in filter(None, (out, a.npz)):
-            if not Path(path).resolve().parent.is_dir():
-                raise ValueError(f"cannot write {path}: there is no folder {Path(path).resolve().parent}")
+            folder = Path(path).resolve().parent
+            rules += [(folder.is_dir(), f"cannot write {path}: there is no folder {folder}"),
+                      (not Path(path).is_dir(), f"cannot write {path}: it is a folder, expected a file")]
+        for ok, message in rules:
+            if not ok:
+                raise ValueError(message)
+        for path in filter(None, (out, a.npz)):
+            checkpoint.try_writing(Path(path).resolve().parent)
         device = pick_device(a.device)
         model = load_run(a.run, a.public).to(device)
         run = json.loads((Path(a.run) / "config.json").read_text())
@@ -122,9 +136,11 @@ def main() -> None:
         images = generate(model, labels if model.classes else None, (a.n, *image_shape(model, run["side"])), steps=steps,
                           eta=eta, guidance=guidance, batch=a.batch, generator=generator)
         if out:
-            save_image(images.float() / 255, out, nrow=min(a.n, model.classes or 10))
+            grid = lambda f: save_image(images.float() / 255, f, nrow=min(a.n, model.classes or 10), format="png")
+            checkpoint.write_atomically(Path(out), grid)
         if a.npz:
-            np.savez_compressed(a.npz, images=images.numpy(), labels=labels.numpy())
+            arrays = dict(images=images.numpy(), labels=labels.numpy())
+            checkpoint.write_atomically(Path(a.npz), lambda f: np.savez_compressed(f, **arrays))
     except (ValueError, OSError) as e:
         p.error(str(e))
     print(" and ".join(f"wrote {path}" for path in (out, a.npz) if path), f"({a.n} images)")

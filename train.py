@@ -136,17 +136,16 @@ def pretrain(s: Pretrain) -> None:
     device, out = sample.pick_device(s.device), Path(s.out)
     if out.exists():
         raise ValueError(f"--out {out} exists; nothing was overwritten; choose another --out or move it away")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
     generator = torch.Generator().manual_seed(s.seed)
     model = ddpm.UNet(**(presets.PRESETS[s.preset][0] if s.preset else {})).to(device)
     images, classes = (None, None) if s.data == "glyphs" else data.load(s.data, "train", s.data_dir or None, s.size)
     fits(model, data.glyphs(1)[0] if images is None else images, torch.zeros(1) if images is None else classes, s)
+    checkpoint.try_writing(out.parent)
     params = dict(model.named_parameters())
     average = ddpm.EMA(params, s.ema)
     optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05 + 1e-9)    # 20 steps: 5% would be a warm-up of 0
     print(f"pre-training on {device}: {sum(p.numel() for p in params.values()):,} weights; {s}")
     mean, start = None, time.time()
     for step in (bar := tqdm(range(1, s.steps + 1), desc="public")):
@@ -284,7 +283,6 @@ def prepare_folder(out: Path, resume: bool) -> None:
     if mine:
         hint = "--resume goes on with it, or choose" if mine == ["checkpoint.pt"] else "choose"
         raise ValueError(f"{out} already holds a run ({', '.join(mine)}); nothing was overwritten; {hint} another --out")
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint.try_writing(out)
 
 

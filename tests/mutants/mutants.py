@@ -220,7 +220,7 @@ MUTANTS = [
            "Half the steps run with less noise than the statement says.",
            MORE + "a_checkpoint_goes_on_only_under_the_settings_it_was_written_under[now0]"),
     Mutant("a checkpoint for everybody", "checkpoint.py",
-           "torch.save(state, f), mode=0o600)", "torch.save(state, f), mode=0o644)",
+           "state: dict, mode: int = 0o600)", "state: dict, mode: int = 0o644)",
            "Every user of the machine can read the state that makes the noise.",
            MORE + "a_checkpoint_is_readable_by_its_owner_alone[False]"),
     # --- files
