@@ -81,7 +81,7 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
     for name, g in grads.items():
         g = g.flatten(1).float()
         g = torch.where(finite[:, None], g, 0)                           # 0 * NaN is NaN: replace, do not multiply
-        total[name] = (factor @ g).view(grads[name].shape[1:])
+        total[name] = (factor[:, None] * g).sum(0).view(grads[name].shape[1:])    # no matmul: TF32 or bf16 would break C
     return total
 
 
@@ -115,7 +115,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
         for name, g in clip_and_sum(part, C).items():
             total[name] += g
     rank = dist.get_rank() if dist.is_initialized() else 0
-    noisy = add_noise(total, sigma * C if sigma and rank == 0 else 0.0, generator)    # once a step: after all chunks, by one rank
+    std = sigma * C if sigma and rank == 0 else 0.0                      # once a step: after all chunks, by one rank
+    noisy = add_noise(total, std, generator)
     if dist.is_initialized():
         noisy = sum_over_ranks(noisy)
     return {name: g / B for name, g in noisy.items()}                    # not the realised lot size: that is private

@@ -240,5 +240,6 @@ if __name__ == "__main__":
     x = torch.randn(2, 49, layer.base.in_features)
     print(f"\nwith B = 0 the layer has not changed: largest difference {(layer(x) - layer.base(x)).abs().max().item():.1g}")
     nn.init.normal_(layer.lora_B)
-    print(f"with B random: W is {tuple(layer.base.weight.shape)}, the update has rank {torch.linalg.matrix_rank(layer.delta()).item()}, "
-          f"W x + (lora_alpha / r) B A x = (W + update) x to {(layer(x) - F.linear(x, layer.base.weight + layer.delta(), layer.base.bias)).abs().max().item():.1g}")
+    merged = F.linear(x, layer.base.weight + layer.delta(), layer.base.bias)
+    print(f"with B random the update {tuple(layer.delta().shape)} has rank {torch.linalg.matrix_rank(layer.delta()).item()}, and "
+          f"W x + (lora_alpha / r) B A x = (W + update) x to {(layer(x) - merged).abs().max().item():.1g}")

@@ -34,4 +34,4 @@ if __name__ == "__main__":
         N = data.KNOWN.get(s["data"], (200_000,))[0]
         sigma = [accountant.calibrate(e, s["delta"], s["B"] / N, s["steps"]) for e in (1, 10)]
         print(f"{name:<10}{s['data']:<16}{s['rank']:>4}{s['K']:>4}{s['C']:>8g}{s['delta']:>8g}{s['B']:>6}{s['steps']:>7}"
-              f"{sigma[0]:>23.3f}{sigma[1]:>7.3f}" + ("   (N = 200,000 taken as an example)" if name == "folder" else ""))
+              f"{sigma[0]:>23.3f}{sigma[1]:>7.3f}{'   (if N = 200,000)' if name == 'folder' else ''}")

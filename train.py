@@ -52,7 +52,7 @@ PRESET = (f"the paper's settings: {', '.join(presets.PRESETS)}; other flags win 
 class Pretrain:
     """Settings of the public stage."""
     preset: str = field("", *PRESET)
-    data: str = field("glyphs", "public images: glyphs (drawn by code), or a data set that is public for you, as in --data of the private stage",
+    data: str = field("glyphs", "public images: glyphs (drawn by code), or a data set that is public for you, named as in finetuning",
                       lambda name: name == "glyphs" or name in data.KNOWN or name.startswith("folder:"), "glyphs or a data set")
     data_dir: str = field("", "where their files are")
     size: int = field(32, "side in pixels of the images of folder:", lambda n: n >= 8, "at least 8")
@@ -71,7 +71,8 @@ class Finetune:
     """Settings of the private stage. No value may be computed from the private images."""
     preset: str = field("", *PRESET)
     data: str = field("mnist", "private images: " + ", ".join(data.KNOWN) + " or folder:PATH",
-                      lambda name: name in data.KNOWN or name.startswith("folder:"), f"one of {', '.join(data.KNOWN)} or folder:PATH")
+                      lambda name: name in data.KNOWN or name.startswith("folder:"),
+                      f"one of {', '.join(data.KNOWN)} or folder:PATH")
     data_dir: str = field("", "where their files are (default: the repository's own MNIST; else ./datasets)")
     size: int = field(32, "side in pixels that the images of folder: are resized and cropped to", lambda n: n >= 8, "at least 8")
     base: str = field("assets/base.pt", "the public base model")
@@ -89,7 +90,8 @@ class Finetune:
     C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
     K: int = field(4, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     # what is trained
-    train: str = field("lora", "lora (paper), lora+conv, attention (DP-LDM) or full", lambda w: w in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
+    train: str = field("lora", "lora (paper), lora+conv, attention (DP-LDM) or full",
+                       lambda what: what in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
     rank: int = field(16, "LoRA rank r", *COUNT)
     lora_alpha: float = field(16.0, "scale of the update, which is (lora_alpha / r) B A", *POSITIVE)
     # optimisation
@@ -97,12 +99,15 @@ class Finetune:
     ema: float = field(0.95, "decay of the adapter's running average, per step", *SHARE)
     drop: float = field(0.1, "share of labels replaced by the null class, for guidance", *SHARE)
     # run
-    guidance: float = field(0.5, "guidance w of the sample grid and of sample.py's default", lambda w: 0 <= w < math.inf, "a number >= 0")
-    sample_steps: int = field(50, "DDIM steps of the pictures, and sample.py's default", lambda n: 1 <= n <= ddpm.LINEAR.T, f"1 to {ddpm.LINEAR.T}")
+    guidance: float = field(0.5, "guidance w of the sample grid and of sample.py's default",
+                            lambda w: 0 <= w < math.inf, "a number >= 0")
+    sample_steps: int = field(50, "DDIM steps of the pictures, and sample.py's default",
+                              lambda n: 1 <= n <= ddpm.LINEAR.T, f"1 to {ddpm.LINEAR.T}")
     chunk: int = field(256, "images times draws per backward pass: memory only, the result is the same", *COUNT)
     device: str = field("auto", "auto, cuda, mps or cpu")
     seed: int | None = field(None, "reproducible and therefore NOT private (default: randomness of the operating system)", *SEED)
-    peek: int = field(0, "steps between strips of samples in the run's folder (post-processing, free); 0: none", lambda n: n >= 0, "0 or more")
+    peek: int = field(0, "steps between strips of samples in the run's folder (post-processing, free); 0: none",
+                      lambda n: n >= 0, "0 or more")
     save_every: int = field(25, "steps between checkpoints", *COUNT)
     resume: bool = field(False, "go on from the checkpoint in --out")
 
@@ -145,7 +150,7 @@ def pretrain(s: Pretrain) -> None:
     params = dict(model.named_parameters())
     average = ddpm.EMA(params, s.ema)
     optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05 + 1e-9)    # 20 steps: 5% would be a warm-up of 0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05 + 1e-9)   # + : 20 steps divide by 0
     print(f"pre-training on {device}: {sum(p.numel() for p in params.values()):,} weights; {s}")
     mean, start = None, time.time()
     for step in (bar := tqdm(range(1, s.steps + 1), desc="public")):

@@ -115,6 +115,20 @@ def test_a_zero_gradient_stays_zero():
     assert dpsgd.clip_and_sum({"a": torch.zeros(3, 2)}, C=1.0)["a"].tolist() == [0, 0]
 
 
+def test_mixed_precision_never_touches_norms_sums_or_noise():
+    """Inside autocast, with bfloat16 gradients: float32 out, and the sum is still at most C."""
+    g = {"a": torch.randn(9, 4000).bfloat16(), "b": torch.randn(9, 10, 10)}
+    expected = dpsgd.clip_and_sum({k: v.float() for k, v in g.items()}, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = dpsgd.clip_and_sum(g, 1.0)
+        noisy = dpsgd.add_noise(total, 1.0, torch.Generator().manual_seed(0))
+        alone = dpsgd.clip_and_sum({k: v[:1] for k, v in g.items()}, 1.0)
+    for k in g:
+        assert total[k].dtype == noisy[k].dtype == torch.float32
+        torch.testing.assert_close(total[k], expected[k], atol=1e-6, rtol=1e-6)
+    assert flat(alone).norm() <= 1 + 1e-5
+
+
 # --- chunks, noise, the step
 
 def linear_per_sample(params, x):
