@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+import accountant
+import ddpm
+import lora
 import train
 from conftest import ROOT
 
@@ -62,6 +65,25 @@ def test_every_file_that_is_named_exists(path):
 def test_readme_says_the_two_commands():
     for command in ("pip install -r requirements.txt && python train.py\n", "pip install -r requirements.txt && python -m pytest\n"):
         assert command in TEXT[ROOT / "README.md"]
+
+
+def test_the_readmes_figures_are_the_codes():
+    """Those that can be computed again: weights, the default plan, the published multiplicity's price."""
+    readme = TEXT[ROOT / "README.md"]
+    s = train.check(train.Finetune())
+    model = ddpm.load_unet(ROOT / s.base)
+    base = sum(p.numel() for p in model.parameters())
+    lora.inject(model, s.rank, s.lora_alpha)
+    trained = sum(p.numel() for p in lora.split(model)[0].values())
+    sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
+    for figure in (f"{base:,} weights", f"training {trained:,} of", f"sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
+                   f"B = {s.B:,}, q = B/N = {s.B / s.N:.5f}, T = {s.steps} steps", "479,232"):
+        assert figure in readme, figure
+    for name, K in (("mnist", 12), ("cifar10", 8), ("celeba64", 4)):
+        p = train.check(train.parse(train.Finetune, ["--preset", name])[1])
+        sigma = accountant.calibrate(10, p.delta, p.B / p.N, p.steps)
+        broken = accountant.epsilon(p.B / p.N, sigma / K, p.steps, p.delta)[0]
+        assert f"| {K} | {sigma:.3f} | {broken:.0f} | {sigma * K:.2f} |" in readme, (name, sigma, broken)
 
 
 def test_no_figure_was_left_to_fill_in():
