@@ -160,3 +160,14 @@ def test_pretraining_makes_a_base_that_loads(tmp_path):
 def test_the_shipped_base_is_small_and_loads():
     assert (ROOT / "assets" / "base.pt").stat().st_size <= 4_000_000
     assert sample.image_shape(ddpm.load_unet(ROOT / "assets" / "base.pt"), 28) == (1, 28, 28)
+
+
+@pytest.mark.parametrize("epsilon", [1, 10])
+def test_the_shipped_adapters_load_and_their_statements_hold(epsilon):
+    folder = ROOT / "assets" / f"mnist-eps{epsilon}"
+    said = json.loads((folder / "privacy.json").read_text())
+    assert said["private"] and accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])[0] <= epsilon
+    assert said["q"] == said["B"] / said["N"] and len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
+    base, adapted = (sample.load_run(folder, public) for public in (True, False))
+    x, labels, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 5]), torch.tensor([500, 500])
+    assert (base(x, t, labels) - adapted(x, t, labels)).abs().max() > 1e-3
