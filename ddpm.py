@@ -76,7 +76,7 @@ def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, sch
     """Each image's loss: the mean over its K draws of ||noise - model(x_t, t, label)||^2 / (CHW).  [DDPM Eq. 14]
 
     The mean over K is taken here, inside one image's loss, so that one image still has ONE gradient
-    for dpsgd.py to clip: K draws cost no extra privacy.                             [Dockhorn et al. 2023, Eq. 5]
+    for dpsgd.py to clip: K draws cost no extra privacy.          [noise multiplicity, Dockhorn et al. 2023, Sec. 3.2]
     Shapes: x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
     """
     n, K = t.shape

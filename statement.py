@@ -70,5 +70,8 @@ def text(facts: dict) -> str:
 if __name__ == "__main__":
     import train
     s = train.check(train.Finetune())
+    model = train.ddpm.load_unet(train.Path(__file__).parent / s.base)
+    train.lora.inject(model, s.rank, s.lora_alpha)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
-    print(plan(s, sigma, 25_280, 687_972) + "\n\nand if all steps run:\n" + text(after(s, sigma, s.steps)))
+    print(plan(s, sigma, trained, sum(p.numel() for p in model.parameters())) + "\n\nand if all steps run:\n" + text(after(s, sigma, s.steps)))
