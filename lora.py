@@ -19,7 +19,9 @@ import checkpoint
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
 CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
-WHAT = ("lora", "lora+conv", "attention", "full")                # what can be trained; the last two are baselines without LoRA
+EMBEDDINGS = ("embed",)                                          # another: how t and label shift every channel, for next to no time
+TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
+WHAT = (*TARGETS, "attention", "full")                           # what can be trained; the last two are baselines without LoRA
 
 
 class LoRALinear(nn.Module):
@@ -189,10 +191,10 @@ def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
     """adapter_config.json for `what`, one of WHAT."""
     if what not in WHAT:
         raise ValueError(f"train = {what!r}, expected one of {', '.join(WHAT)}")
-    if what in ("attention", "full"):
+    if what not in TARGETS:
         return dict(peft_type=None, trained=what)
     return dict(peft_type="LORA", r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type=None,
-                target_modules=list(ATTENTION + (CONVOLUTIONS if what == "lora+conv" else ())),
+                target_modules=list(TARGETS[what]),
                 modules_to_save=["class_embedding"] if conditional else None)
 
 

@@ -14,7 +14,7 @@ NOT_COVERED = [
     "N and the data set's existence: they are declared, and public",
     "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
     "attacks on floating point: the noise is float32, from a generator that is not cryptographic",
-    "what the public base model learnt: the shipped one saw only digits drawn by code",
+    "what the public base model learnt: the shipped ones saw only drawings made by code",
     "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
 ]
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import accountant
 import checkpoint
+import clothes
 import data
 import ddpm
 import distributed
@@ -44,6 +45,7 @@ POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
 COUNT = (lambda value: value >= 1, "a whole number, at least 1")
 SHARE = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 SEED = (lambda value: value is None or 0 <= value < 2**32, "0 to 2^32 - 1")
+DRAWN = {"glyphs": data.glyphs, "clothes": clothes.clothes}      # public images that code draws
 PRESET = (f"the paper's settings: {', '.join(presets.PRESETS)}; other flags win over them",
           lambda name: not name or name in presets.PRESETS, f"one of {', '.join(presets.PRESETS)}")
 
@@ -52,10 +54,12 @@ PRESET = (f"the paper's settings: {', '.join(presets.PRESETS)}; other flags win 
 class Pretrain:
     """Settings of the public stage."""
     preset: str = field("", *PRESET)
-    data: str = field("glyphs", "public images: glyphs (drawn by code), or a data set that is public for you, named as in finetuning",
-                      lambda name: name == "glyphs" or name in data.KNOWN or name.startswith("folder:"), "glyphs or a data set")
+    data: str = field("glyphs", "public images: glyphs or clothes (drawn by code), or a data set that is public for you, named as "
+                      "in finetuning", lambda name: name in DRAWN or name in data.KNOWN or name.startswith("folder:"),
+                      "glyphs, clothes or a data set")
     data_dir: str = field("", "where their files are")
     size: int = field(32, "side in pixels of the images of folder:", lambda n: n >= 8, "at least 8")
+    base: str = field("", "a public base to go on from (default: random weights)")
     steps: int = field(30_000, "optimiser steps", *COUNT)
     batch: int = field(128, "images per step", *COUNT)
     lr: float = field(1e-3, "peak learning rate of Adam (one cycle)", *POSITIVE)
@@ -90,7 +94,7 @@ class Finetune:
     C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
     K: int = field(4, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     # what is trained
-    train: str = field("lora", "lora (paper), lora+conv, attention (DP-LDM) or full",
+    train: str = field("lora", "lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full",
                        lambda what: what in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
     rank: int = field(16, "LoRA rank r", *COUNT)
     lora_alpha: float = field(16.0, "scale of the update, which is (lora_alpha / r) B A", *POSITIVE)
@@ -143,9 +147,10 @@ def pretrain(s: Pretrain) -> None:
         raise ValueError(f"--out {out} exists; nothing was overwritten; choose another --out or move it away")
     torch.manual_seed(s.seed)
     generator = torch.Generator().manual_seed(s.seed)
-    model = ddpm.UNet(**(presets.PRESETS[s.preset][0] if s.preset else {})).to(device)
-    images, classes = (None, None) if s.data == "glyphs" else data.load(s.data, "train", s.data_dir or None, s.size)
-    fits(model, data.glyphs(1)[0] if images is None else images, torch.zeros(1) if images is None else classes, s)
+    model = (ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**(presets.PRESETS[s.preset][0] if s.preset else {}))).to(device)
+    draw = DRAWN.get(s.data)
+    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size)
+    fits(model, images, classes, s)
     checkpoint.try_writing(out.parent)
     params = dict(model.named_parameters())
     average = ddpm.EMA(params, s.ema)
@@ -154,8 +159,8 @@ def pretrain(s: Pretrain) -> None:
     print(f"pre-training on {device}: {sum(p.numel() for p in params.values()):,} weights; {s}")
     mean, start = None, time.time()
     for step in (bar := tqdm(range(1, s.steps + 1), desc="public")):
-        if images is None:
-            x0, labels = data.glyphs(s.batch, generator)
+        if draw:
+            x0, labels = draw(s.batch, generator)
         else:
             pick = torch.randint(len(images), (s.batch,), generator=generator)
             x0, labels = data.to_float(images[pick]), classes[pick]
@@ -193,7 +198,7 @@ def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune, draws: torch.
         if model.classes is not None:
             drop = torch.rand(len(labels), generator=draws, device=labels.device) < s.drop
             labels = labels.masked_fill(drop, model.classes)
-        if s.train in ("lora", "lora+conv"):
+        if s.train in lora.TARGETS:
             return dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t, noise)
         one = lambda params, *example: losses(params, *(e[None] for e in example))[0]
         return dpsgd.per_sample_grads(one, trainable, x0, labels, t, noise)

@@ -18,7 +18,7 @@ helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
 
 
-@pytest.fixture(params=["lora", "lora+conv"])
+@pytest.fixture(params=["lora", "lora+embed", "lora+conv"])
 def saved(request, tmp_path):
     """(our adapted model, the folder that its adapter is saved in)."""
     config = lora.describe(request.param, 2, 3.0, True)

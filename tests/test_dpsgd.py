@@ -22,6 +22,19 @@ def diffusion(model):
     return losses, lambda params, *example: losses(params, *(e[None] for e in example))[0], trainable
 
 
+def assert_equal_gradients(found, expected):
+    """Tensor by tensor, within 0.01% of its norm: processors add in different orders, so single entries may differ more.
+
+    A tensor whose true gradient is 0, as a bias before a GroupNorm of one channel has, may be off by 1e-6 of all of them.
+    """
+    assert found.keys() == expected.keys()
+    whole = flat(expected).norm()
+    for name, g in found.items():
+        assert g.shape == expected[name].shape, name
+        apart, size = (g - expected[name]).norm(), expected[name].norm()
+        assert apart <= 1e-4 * size + 1e-6 * whole and whole > 0.1, f"{name}: {apart:.2g} apart, norm {size:.2g} of {whole:.2g}"
+
+
 def loop(losses, params, *ex):
     """The definition: one backward pass per example."""
     rows = [torch.autograd.grad(losses(params, *(e[i:i + 1] for e in ex)).sum(), list(params.values()))
@@ -36,28 +49,23 @@ def flat(total) -> torch.Tensor:
 # --- per-sample gradients
 
 @pytest.mark.parametrize("K", [1, 4])
-@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention", "full"])
+@pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention", "full"])
 def test_per_sample_gradients_equal_a_loop(what, K):
     """Linear, convolution and embedding layers, with adapters and without."""
-    model = {"lora": tiny_adapted, "lora+conv": lambda: tiny_adapted(BOTH)}.get(what, tiny_unet)()
+    model = tiny_adapted(lora.TARGETS[what]) if what in lora.TARGETS else tiny_unet()
     if what in ("attention", "full"):
         lora.train_only(model, what)
     losses, one, trainable = diffusion(model)
     ex = examples(3, K)
-    expected = loop(losses, trainable, *ex)
-    for name, g in dpsgd.per_sample_grads(one, trainable, *ex).items():
-        torch.testing.assert_close(g, expected[name], atol=1e-5, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+    assert_equal_gradients(dpsgd.per_sample_grads(one, trainable, *ex), loop(losses, trainable, *ex))
 
 
 @pytest.mark.parametrize("K", [1, 4])
-@pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
+@pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH, lora.TARGETS["lora+embed"]])
 def test_copies_give_the_same_gradients_as_vmap(targets, K):
     losses, one, trainable = diffusion(tiny_adapted(targets))
     ex = examples(5, K)
-    slow, fast = dpsgd.per_sample_grads(one, trainable, *ex), dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
-    assert slow.keys() == fast.keys()
-    for name in slow:
-        torch.testing.assert_close(fast[name], slow[name], atol=1e-5, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+    assert_equal_gradients(dpsgd.per_sample_grads_by_copies(losses, trainable, *ex), dpsgd.per_sample_grads(one, trainable, *ex))
 
 
 def test_one_image_leaves_the_gradients_of_the_others_alone():
@@ -174,8 +182,7 @@ def test_without_noise_clipping_and_sampling_a_step_is_gradient_descent():
     per_sample = lambda params, *ex: dpsgd.per_sample_grads_by_copies(losses, params, *ex)
     private = dpsgd.private_gradient(per_sample, trainable, tuple(e[lot] for e in ex), C=math.inf, sigma=0, B=6, chunk=4)
     plain = torch.autograd.grad(losses(trainable, *ex).mean(), list(trainable.values()))
-    for (name, g), expected in zip(private.items(), plain):
-        torch.testing.assert_close(g, expected, atol=1e-6, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+    assert_equal_gradients(private, dict(zip(private, plain)))
 
 
 # --- lots

@@ -137,7 +137,7 @@ REFUSED = [
     ("train", "--peek -1", "--peek -1", "0 or more"),
     ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
-    ("train", "--train everything", "everything", "lora, lora+conv, attention, full"),
+    ("train", "--train everything", "everything", "lora, lora+embed, lora+conv, attention, full"),
     ("train", "--device tpu", "'tpu'", "cpu"),
     ("train", "--device cpu:x", "'cpu:x'", "cpu"),
     ("train", "--data mnits", "mnits", "mnist, fashion-mnist"),
@@ -194,9 +194,10 @@ REFUSED = [
     ("pretrain", "--epsilon 1", "--epsilon 1", "unrecognized arguments"),
     ("pretrain", "--device tpu", "'tpu'", "cpu"),
     ("pretrain", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
-    ("pretrain", "--data mnits", "--data mnits", "glyphs or a data set"),
+    ("pretrain", "--data mnits", "--data mnits", "glyphs, clothes or a data set"),
     ("pretrain", "--data folder:colour", "3 channels", "expected 1 channels"),
     ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
+    ("pretrain", "--base lost.pt", "lost.pt", "train.py pretrain"),
     ("pretrain", "--size 7", "--size 7", "at least 8"),
     ("pretrain", "--out data", "--out data", "choose another --out"),
     ("pretrain", "--out base.pt", "--out base.pt exists", "choose another --out"),
@@ -414,7 +415,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_pat
 
 # --- an image whose loss is no number
 
-@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention"])
+@pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention"])
 @pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf, 1e30, 1e38])
 def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch):
     """uint8 images hold no NaN, but a network that diverges on one of them gives its loss one: the others still count."""

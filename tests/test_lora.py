@@ -84,7 +84,7 @@ def test_baselines_train_what_they_say():
     assert len(names) == 4 * sum(isinstance(m, ddpm.Attention) for m in attention.modules()) + 1
 
 
-@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention", "full"])
+@pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention", "full"])
 def test_a_saved_adapter_loads_to_the_same_function(what, tmp_path):
     config, (x, labels, t, _) = lora.describe(what, 2, 3.0, True), examples(2, K=1)
     model = tiny_unet()

@@ -52,7 +52,7 @@ def correlation(a, b) -> float:
 
 @pytest.mark.parametrize("chunk", [2, 100])
 @pytest.mark.parametrize("K", [1, 4])
-@pytest.mark.parametrize("what", ["lora", "lora+conv", "attention"])
+@pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention"])
 def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkeypatch):
     """The headline theorem from the uint8 images to the gradient that Adam gets, as train.py wires it up.
 

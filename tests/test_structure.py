@@ -11,8 +11,8 @@ FILES = {p.stem: p for p in ROOT.glob("*.py")}
 ALLOWED = {                                                              # file -> the files of ours that it may import
     "data": set(), "ddpm": {"checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(), "lora": {"checkpoint", "ddpm"},
     "sample": {"checkpoint", "data", "ddpm", "lora"},
-    "distributed": set(), "presets": set(), "statement": {"accountant"},
-    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "lora", "presets", "sample", "statement"},
+    "distributed": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
+    "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "lora", "presets", "sample", "statement"},
     "evaluate": {"checkpoint", "data", "ddpm", "lora", "sample"}, "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "scipy", "tqdm", "PIL"}     # PIL comes with torchvision
