@@ -157,16 +157,30 @@ def test_pretraining_makes_a_base_that_loads(tmp_path):
     assert sum(p.numel() for p in ddpm.load_unet(tmp_path / "base.pt").parameters()) < 1_000_000
 
 
-def test_the_shipped_base_is_small_and_loads():
-    assert (ROOT / "assets" / "base.pt").stat().st_size <= 4_000_000
-    assert sample.image_shape(ddpm.load_unet(ROOT / "assets" / "base.pt"), 28) == (1, 28, 28)
+@pytest.mark.parametrize("drawn", train.DRAWN)
+def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path, place):
+    """Two steps of a vanishing rate leave the given weights where they were; without --base they start elsewhere."""
+    before = ddpm.load_unet(place / "base.pt").state_dict()
+    for name, base in (("on", str(place / "base.pt")), ("new", "")):
+        train.pretrain(train.Pretrain(data=drawn, base=base, steps=2, batch=2, lr=1e-9, out=str(tmp_path / name), device="cpu"))
+    on, new = (ddpm.load_unet(tmp_path / name).state_dict() for name in ("on", "new"))
+    assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
+    assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])
+def test_the_shipped_bases_are_small_and_load(name):
+    assert (ROOT / "assets" / name).stat().st_size <= 4_000_000
+    assert sample.image_shape(ddpm.load_unet(ROOT / "assets" / name), 28) == (1, 28, 28)
 
 
 @pytest.mark.parametrize("epsilon", [1, 10])
-def test_the_shipped_adapters_load_and_their_statements_hold(epsilon):
-    folder = ROOT / "assets" / f"mnist-eps{epsilon}"
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_the_shipped_adapters_load_and_their_statements_hold(name, epsilon):
+    folder = ROOT / "assets" / f"{name}-eps{epsilon}"
     said = json.loads((folder / "privacy.json").read_text())
-    assert said["private"] and accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])[0] <= epsilon
+    assert said["private"] and accountant.pld_epsilon(said["q"], said["sigma"], said["steps"], said["delta"]) <= epsilon
+    assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])[0])
     assert said["q"] == said["B"] / said["N"] and len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
     base, adapted = (sample.load_run(folder, public) for public in (True, False))
     x, labels, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 5]), torch.tensor([500, 500])
