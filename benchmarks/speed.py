@@ -1,92 +1,133 @@
-"""speed.py -- what a private step costs, beside the ordinary step and Opacus' step on the same work.
+"""speed.py -- what a private step costs beside an ordinary one and Opacus' on the same work; which targets are met; how it grows.
 
-All on the same UNet, adapters and lot, interleaved in one process; medians of ratios to the ordinary step.
+All on the same UNet, adapters and images, interleaved in one process; ratios are medians over the rounds.
 Opacus sees the same adapter through PEFT's modules (its hooks know nn.Linear and nn.Embedding).
 
-  $ pip install -r requirements-peers.txt && python benchmarks/speed.py
+  $ pip install -r requirements-peers.txt && python benchmarks/speed.py      # --no-peers: without Opacus and dp-accounting
+  $ python benchmarks/speed.py --train                                       # times the default `python train.py`, too
+  $ python benchmarks/speed.py --growth --plot                               # cost of each shape, and assets/cost.png
 """
 import argparse
+import contextlib
+import functools
+import platform
 import resource
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 import accountant  # noqa: E402
 import data  # noqa: E402
 import ddpm  # noqa: E402
 import dpsgd  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
+import train  # noqa: E402
 
-warnings.filterwarnings("ignore")
-ROOT = Path(__file__).parent.parent
+PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}          # dense bfloat16 operations a second (NVIDIA's data sheets)
+
+# -----------------------------------------------------------------------------
+# 1. one step, made in several ways
 
 
-def adapted(rank: int):
-    """(model, trainable, frozen) of the shipped base with fresh adapters."""
+def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora", channels: int | None = None):
+    """(model, trainable, frozen, example): the shipped base, or a fresh UNet of `channels`, ready to fine-tune, and a lot."""
     torch.manual_seed(0)
-    model = ddpm.load_unet(ROOT / "assets" / "base.pt")
-    lora.inject(model, rank, rank)
-    return model, *lora.split(model)
+    model = ddpm.UNet(channels=channels) if channels else ddpm.load_unet(ROOT / "assets" / "base.pt")
+    lora.attach(model, lora.describe(what, rank, rank, True))
+    model.to(device)
+    x0, labels = data.glyphs(images, torch.Generator().manual_seed(0))
+    x0 = F.interpolate(x0, size=(side, side))
+    return model, *lora.split(model), tuple(v.to(device) for v in (x0, labels, *ddpm.draw_t_and_noise(x0, K)))
 
 
-def in_peft(rank: int, **how):
-    """The same adapter in PEFT's modules, under Opacus' GradSampleModule."""
+def precision_of(device) -> str:
+    """What train.py computes in on this device: bfloat16 where the hardware is made for it."""
+    with ddpm.autocast(device):
+        return "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
+
+
+def losses_of(model, frozen, device, precision: str, compiled: bool = False):
+    """losses(params, x0, labels, t, noise) -> (n,), with the network in the given precision."""
+    def plain(params, *example):
+        return ddpm.loss(lambda *a: functional_call(model, (params, frozen), a), *example)
+    inner = torch.compile(plain, dynamic=False) if compiled else plain
+
+    def losses(params, *example):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            return inner(params, *example)
+    return losses
+
+
+def ordinary_step(losses, trainable, example, chunk: int):
+    """A function that makes one step's mean gradient by ordinary backward passes, `chunk` images at a time."""
+    def step():
+        parts = [torch.autograd.grad(losses(trainable, *part).sum() / len(example[0]), list(trainable.values()))
+                 for part in zip(*(e.split(chunk) for e in example))]
+        return [sum(g[1:], g[0]) for g in zip(*parts)]
+    return step
+
+
+def private_step(losses, trainable, example, chunk: int, by_copies: bool = True, C: float = 0.01, sigma: float = 1.0):
+    """A function that makes one step's private gradient: per-image gradients, clipped, summed, noised."""
+    one = lambda params, *ex: losses(params, *(e[None] for e in ex))[0]
+    per_sample = (functools.partial(dpsgd.per_sample_grads_by_copies, losses) if by_copies else
+                  functools.partial(dpsgd.per_sample_grads, one))
+    generator = dpsgd.os_generator()
+    return lambda: dpsgd.private_gradient(per_sample, trainable, example, C=C, sigma=sigma, B=len(example[0]),
+                                          generator=generator, chunk=chunk)
+
+
+def opacus_step(device, trainable, example, rank: int, **how):
+    """The same gradient from Opacus' GradSampleModule around the same adapter in PEFT's modules."""
     from opacus.grad_sample import GradSampleModule
     from peft import PeftModel
-    model, trainable, _ = adapted(rank)
     with tempfile.TemporaryDirectory() as folder:
         lora.save(Path(folder), trainable, lora.describe("lora", rank, rank, True))
         theirs = PeftModel.from_pretrained(ddpm.load_unet(ROOT / "assets" / "base.pt"), folder, is_trainable=True)
-    return GradSampleModule(theirs, strict=False, **how)
+    theirs, generator = GradSampleModule(theirs, strict=False, **how).to(device), dpsgd.os_generator()
+
+    def step():
+        theirs.zero_grad(set_to_none=True)
+        for p in theirs.parameters():
+            p.grad_sample = None
+        ddpm.loss(theirs, *example).mean().backward()
+        grads = {k: p.grad_sample for k, p in theirs.named_parameters() if getattr(p, "grad_sample", None) is not None}
+        return dpsgd.add_noise(dpsgd.clip_and_sum(grads, 0.01), 0.01, generator)
+    return step
 
 
-def steps(n: int, K: int, rank: int, device, peers: bool) -> dict:
+def steps(n: int, K: int, rank: int, device, peers: bool, compiled: bool) -> dict:
     """name -> a function that makes one optimiser step's gradient for the same n images with K draws each."""
-    model, trainable, frozen = adapted(rank)
-    model.to(device)
-    trainable, frozen = lora.split(model)
-    x0, labels = (v.to(device) for v in data.glyphs(n, torch.Generator().manual_seed(0)))
-    t, noise = ddpm.draw_t_and_noise(x0, K)
-    example = (x0, labels, t, noise)
-    generator = dpsgd.os_generator()
-
-    def losses(params, *ex, autocast=True):
-        call = lambda *a: functional_call(model, (params, frozen), a)
-        with ddpm.autocast(x0.device) if autocast else torch.autocast(device.type, enabled=False):
-            return ddpm.loss(call, *ex)
-
-    def one(params, *ex):
-        return losses(params, *(e[None] for e in ex), autocast=False)[0]
-
-    def private(per_sample):
-        return lambda: dpsgd.private_gradient(per_sample, trainable, example, C=0.01, sigma=1.0, B=n, generator=generator, chunk=n)
-
-    made = {"ordinary": lambda: torch.autograd.grad(losses(trainable, *example).mean(), list(trainable.values())),
-            "ours (copies)": private(lambda p, *ex: dpsgd.per_sample_grads_by_copies(losses, p, *ex)),
-            "ordinary, float32": lambda: torch.autograd.grad(losses(trainable, *example, autocast=False).mean(), list(trainable.values())),
-            "ours (copies), float32": private(lambda p, *ex: dpsgd.per_sample_grads_by_copies(
-                lambda *a: losses(*a, autocast=False), p, *ex)),
-            "ours (vmap), float32": private(lambda p, *ex: dpsgd.per_sample_grads(one, p, *ex))}
+    model, trainable, frozen, example = setting(device, n, K, rank)
+    made, default = {}, precision_of(device)
+    for precision in dict.fromkeys((default, "float32")):
+        losses = losses_of(model, frozen, device, precision)
+        made[f"ordinary, {precision}"] = ordinary_step(losses, trainable, example, n)
+        made[f"ours (copies), {precision}"] = private_step(losses, trainable, example, n)
+    made["ours (vmap), float32"] = private_step(losses, trainable, example, n, by_copies=False)
+    if compiled:
+        torch.compiler.reset()
+        fast = losses_of(model, frozen, device, default, compiled=True)
+        for name, make in (("ordinary", ordinary_step), ("ours (copies)", private_step)):
+            with contextlib.suppress(Exception):                         # what does not compile here has no row
+                make(fast, trainable, example, n)()
+                made[f"{name}, compiled, {default}"] = make(fast, trainable, example, n)
     if peers and K == 1:                                                 # K > 1: its rows would be clipped one by one
-        for name, how in (("Opacus hooks, float32", dict()), ("Opacus functorch, float32", dict(force_functorch=True))):
-            theirs = in_peft(rank, **how).to(device)
-
-            def step(theirs=theirs):
-                theirs.zero_grad(set_to_none=True)
-                for p in theirs.parameters():
-                    p.grad_sample = None
-                ddpm.loss(theirs, *example).mean().backward()
-                grads = {k: p.grad_sample for k, p in theirs.named_parameters() if getattr(p, "grad_sample", None) is not None}
-                return dpsgd.add_noise(dpsgd.clip_and_sum(grads, 0.01), 0.01, generator)
-            made[name] = step
+        made["Opacus hooks, float32"] = opacus_step(device, trainable, example, rank)
+        made["Opacus functorch, float32"] = opacus_step(device, trainable, example, rank, force_functorch=True)
     return made
 
 
@@ -97,52 +138,230 @@ def measure(made: dict, rounds: int, device) -> dict:
         for name, step in made.items():
             start = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
             if r:                                                        # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
+def seconds_of(call) -> float:
+    """Of one call, without a warm-up."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratios(seconds: dict, name: str, other: str) -> list[float]:
+    """name over other, round by round."""
+    return [x / y for x, y in zip(seconds[name], seconds[other])]
+
+
+def spread(values, form: str) -> str:
+    """The 10% and the 90% quantile."""
+    return " to ".join(form.format(v) for v in np.quantile(values, (0.1, 0.9)))
+
+
+def table_of_steps(n: int, rank: int, rounds: int, device, peers: bool) -> dict:
+    """Print the table; returns K -> name -> seconds of each round."""
+    print("| step | K | ms, median | spread (10-90%) | over the ordinary step of the same precision | images x draws a second | "
+          "share of peak |\n| --- | --- | --- | --- | --- | --- | --- |")
+    peak, found = PEAK.get(device_name(device)), {}
+    for K in (1, 4):
+        made = steps(n // K, K, rank, device, peers, compiled=device.type == "cuda")
+        with FlopCounterMode(display=False) as counter:                  # of one ordinary step: what any of them must do
+            made["ordinary, float32"]()
+        found[K] = measure(made, rounds, device)
+        for name, s in found[K].items():
+            precision, seconds = name.split(", ")[-1], median(s)
+            share = f"{counter.get_total_flops() / seconds / peak:.2%}" if peak and precision == "bfloat16" else "-"
+            print(f"| {name} | {K} | {1e3 * seconds:.1f} | {spread(1e3 * np.array(s), '{:.1f}')} | "
+                  f"{median(ratios(found[K], name, f'ordinary, {precision}')):.2f} | {n / seconds:,.0f} | {share} |", flush=True)
+    return found
+
+
+# -----------------------------------------------------------------------------
+# 2. the targets
+
+
+def verdict(what: str, bound: str, value: float | None, note: str = "") -> str:
+    """One row; bound is ">= x" or "<= x", value None: not measured, and `note` says why."""
+    if value is None:
+        return f"| {what} | {bound} | not measured ({note}) | - |"
+    limit = float(bound[3:].replace(",", ""))
+    met = value <= limit if bound.startswith("<=") else value >= limit
+    shown = f"{value:.3f}" if limit < 2 else f"{value:.1f}" if limit < 1000 else f"{value:,.0f}"
+    return f"| {what} | {bound} | {shown}{note and f' ({note})'} | {'yes' if met else '**no**'} |"
+
+
+def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
+    """Bytes at the peak of this process, which makes one private step with `lot` of the `resident` images it holds.
+
+    The images are random bytes: drawing glyphs takes some 200 MiB, which would hide the step's own. And not getrusage's
+    ru_maxrss, where Linux can help it: that one is inherited from the process that started this one.
+    """
+    images = torch.randint(256, (resident, 1, 28, 28), dtype=torch.uint8).to(device)
+    labels = torch.randint(10, (resident,)).to(device)
+    model = ddpm.load_unet(ROOT / "assets" / "base.pt")
+    lora.inject(model, 16, 16)
+    trainable, frozen = lora.split(model.to(device))
+    draws, pick = torch.Generator(device).manual_seed(0), torch.randperm(resident)[:lot].to(device)
+    per_sample = train.private_gradients(model, frozen, train.Finetune(K=1), draws)
+    dpsgd.private_gradient(per_sample, trainable, (images[pick], labels[pick]), C=0.01, sigma=1.0, B=lot,
+                           generator=dpsgd.os_generator(), chunk=chunk)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss            # macOS: bytes
+
+
+def seconds_of_calibrations(s: train.Finetune, peers: bool) -> dict:
+    """name -> seconds that finding the default run's sigma takes: ours the median of 10, the peers one call each."""
+    q = s.B / s.N
+    made = {"ours": lambda: accountant.calibrate(s.epsilon, s.delta, q, s.steps)}
+    if peers:
+        import dp_accounting
+        from dp_accounting import pld, rdp
+        from opacus.accountants.utils import get_noise_multiplier
+        for kind in ("rdp", "prv"):
+            made[f"Opacus ({kind})"] = lambda kind=kind: get_noise_multiplier(
+                target_epsilon=s.epsilon, target_delta=s.delta, sample_rate=q, steps=s.steps, accountant=kind)
+        run = lambda sigma: dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma)), s.steps)
+        for name, kind in (("rdp", rdp.RdpAccountant), ("pld", pld.PLDAccountant)):
+            made[f"dp-accounting ({name})"] = lambda kind=kind: dp_accounting.calibrate_dp_mechanism(kind, run, s.epsilon, s.delta)
+    seconds = {name: seconds_of(make) for name, make in made.items()}
+    return seconds | {"ours": median(measure({"ours": made["ours"]}, 10, torch.device("cpu"))["ours"])}
+
+
+def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) -> None:
+    """Print each target, what was measured, and whether it is met."""
+    print("\n| target | bound | measured | met |\n| --- | --- | --- | --- |")
+    say = lambda *row: print(verdict(*row), flush=True)
+    cpu = device.type == "cpu"
+    for K, precision in ((K, p) for p in dict.fromkeys(("float32", precision_of(device))) for K in (1, 4)):
+        r = ratios(found[K], f"ours (copies), {precision}", f"ordinary, {precision}")
+        say(f"private step / ordinary step, K = {K}, {precision}", "<= 1.05" if cpu else "<= 1.10", median(r), spread(r, "{:.2f}"))
+    r = ratios(found[1], "Opacus hooks, float32", "ours (copies), float32") if peers else None
+    say("Opacus hooks' step / ours, K = 1, float32", ">= 1.05" if cpu else ">= 1.5",
+        *((median(r), spread(r, "{:.2f}")) if peers else (None, "--no-peers")))
+
+    small, large = (int(subprocess.run([sys.executable, __file__, "--n", str(n), "--lot", str(lot), "--device", str(device)],
+                                       capture_output=True, text=True, check=True).stdout) for lot in (4 * n, 64 * n))
+    say(f"peak memory, a lot of {64 * n:,} / one of {4 * n:,}", "<= 1.05", large / small,
+        f"{large / 2**20:,.0f} over {small / 2**20:,.0f} MiB")
+    times = seconds_of_calibrations(train.check(train.Finetune()), peers)
+    ours = times.pop("ours")
+    say("calibrate, ms", "<= 50", 1e3 * ours)
+    for name, seconds in times.items():
+        say(f"{name} / calibrate", ">= 5", seconds / ours, f"{1e3 * seconds:,.0f} ms")
+    if not peers:
+        say("Opacus', dp-accounting's calibration / calibrate", ">= 5", None, "--no-peers")
+    data.glyphs(10)                                                      # draws the templates, once
+    say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: data.glyphs(20_000)))
+    model, m = ddpm.load_unet(ROOT / "assets" / "base.pt").to(device), min(1000, 4 * n)
+    generate = lambda: sample.generate(model, torch.arange(m) % 10, (m, 1, 28, 28), steps=50, quiet=True)
+    say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
+    seconds = None
+    if train_too:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "train.py", "--out", f"{folder}/run", "--device", str(device)]
+            seconds = seconds_of(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, check=True))
+    say("python train.py, seconds", "<= 180", seconds, "" if train_too else "--train")
+
+
+# -----------------------------------------------------------------------------
+# 3. how the cost grows
+
+
+def shapes(n: int) -> dict:
+    """what varies -> the changes to the base point (n images, one draw each, rank 16, 28 x 28, LoRA, the shipped base)."""
+    return {"images B": [dict(images=b) for b in (max(1, n // 4), n, 4 * n, 16 * n)],
+            "draws K, B K fixed": [dict(images=max(1, n // K), K=K) for K in (1, 4, 16)],
+            "draws K, B fixed": [dict(K=K) for K in (1, 4, 16)],
+            "rank": [dict(rank=r) for r in (4, 16, 64)],
+            "image side": [dict(side=side) for side in (28, 56)],
+            "trained": [dict(what=what) for what in lora.WHAT],
+            "channels": [dict(channels=c) for c in (32, 64, 128)]}       # 32: the shipped base's width
+
+
+def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
+    """(what varies, value, ms of a private step, times the base point's, times the ordinary step) of each shape, interleaved.
+
+    Chunks of 4 n images x draws, in the precision and with the gradients that train.py would take.
+    """
+    key = lambda change: tuple({**dict(images=n, K=1, rank=16, side=28, what="lora", channels=None), **change}.items())
+    made = {}
+    for shape in dict.fromkeys(key(change) for change in [{}, *sum(groups.values(), [])]):           # each only once
+        how = dict(shape)
+        model, trainable, frozen, example = setting(device, **how)
+        losses, chunk = losses_of(model, frozen, device, precision_of(device)), max(1, 4 * n // how["K"])
+        made[shape, "private"] = private_step(losses, trainable, example, chunk, by_copies=how["what"].startswith("lora"))
+        made[shape, "ordinary"] = ordinary_step(losses, trainable, example, chunk)
+    seconds = measure(made, rounds, device)
+    base = (key({}), "private")
+    return [(what, list(change.values())[-1], 1e3 * median(seconds[key(change), "private"]),
+             median(ratios(seconds, (key(change), "private"), base)),
+             median(ratios(seconds, (key(change), "private"), (key(change), "ordinary"))))
+            for what, changes in groups.items() for change in changes]
+
+
+def plot(rows: list[tuple], path: Path) -> None:
+    """The numeric groups of `growth`, each relative to the base point, on logarithmic axes."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    base = {"images B": rows[1][1], "rank": 16, "image side": 28, "channels": 32}
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for what in dict.fromkeys(row[0] for row in rows if row[0] != "trained"):
+        points = [(value / base.get(what, 1), times) for name, value, _, times, _ in rows if name == what]
+        axes.loglog(*zip(*points), "o-", label=what)
+    axes.loglog((1 / 4, 16), (1 / 4, 16), "k:", label="proportional")
+    axes.set(xlabel="times the base point's value", ylabel="times the base point's ms", title="cost of a private step")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def device_name(device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return lines[0].split(": ")[1] if lines else platform.processor() or platform.machine()
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--n", type=int, default=256, help="images times draws per step")
-    p.add_argument("--rounds", type=int, default=15)
+    p.add_argument("--n", type=int, default=256, help="images times draws per step, at least 16; all other sizes follow it")
+    p.add_argument("--rounds", type=int, help="default 15; 5 with --growth")
     p.add_argument("--rank", type=int, default=16)
     p.add_argument("--device", default="auto")
     p.add_argument("--no-peers", action="store_true")
+    p.add_argument("--train", action="store_true", help="time the default `python train.py`, too")
+    p.add_argument("--growth", action="store_true", help="only the table of how the cost grows")
+    p.add_argument("--plot", action="store_true", help="with --growth: draw assets/cost.png")
+    p.add_argument("--lot", type=int, help=argparse.SUPPRESS)            # only print the peak memory of such a lot, in bytes
     a = p.parse_args()
-    device = sample.pick_device(a.device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {a.n} images x draws a step, rank {a.rank}\n")
-    print("| step | K | ms, median | spread (10-90%) | over the ordinary step of the same precision |\n| --- | --- | --- | --- | --- |")
-    for K in (1, 4):
-        seconds = measure(steps(a.n // K, K, a.rank, device, not a.no_peers), a.rounds, device)
-        for name, s in seconds.items():
-            ordinary = seconds["ordinary, float32" if "float32" in name else "ordinary"]
-            ratio = statistics.median(x / y for x, y in zip(s, ordinary))
-            low, high = statistics.quantiles(s, n=10)[0], statistics.quantiles(s, n=10)[-1]
-            print(f"| {name} | {K} | {1e3 * statistics.median(s):.0f} | {1e3 * low:.0f} to {1e3 * high:.0f} | {ratio:.2f} |", flush=True)
-
-    print("\n| other | measured |\n| --- | --- |")
-    start = time.perf_counter()
-    for _ in range(10):
-        accountant.calibrate(10.0, 1e-5, 0.0085, 300)
-    print(f"| calibrate | {(time.perf_counter() - start) * 100:.0f} ms |")
-    if not a.no_peers:
-        from opacus.accountants.utils import get_noise_multiplier
-        for kind in ("rdp", "prv"):
-            start = time.perf_counter()
-            get_noise_multiplier(target_epsilon=10.0, target_delta=1e-5, sample_rate=0.0085, steps=300, accountant=kind)
-            print(f"| Opacus get_noise_multiplier ({kind}) | {(time.perf_counter() - start) * 1000:.0f} ms |")
-    data.glyphs(10)
-    start = time.perf_counter()
-    data.glyphs(20_000)
-    print(f"| glyphs | {20_000 / (time.perf_counter() - start):,.0f} images a second |")
-    model = ddpm.load_unet(ROOT / "assets" / "base.pt").to(device)
-    start = time.perf_counter()
-    sample.generate(model, torch.arange(1000) % 10, (1000, 1, 28, 28), steps=50, quiet=True)
-    print(f"| sampling, 50 steps, no guidance | {(time.perf_counter() - start) * 10:.0f} s per 10,000 images |")
-    print(f"| peak memory so far | {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB |")
+    warnings.filterwarnings("ignore")                                    # the peers' deprecations
+    device, peers = sample.pick_device(a.device), not a.no_peers
+    if a.lot:
+        return print(peak_of_a_lot(a.lot, a.n, 64 * a.n, device))
+    print(f"torch {torch.__version__}, {device}: {device_name(device)}, {torch.get_num_threads()} threads, {precision_of(device)} by "
+          f"default, {a.n // 4 if a.growth else a.n} images x draws a step, rank {a.rank}\n")
+    if not a.growth:
+        found = table_of_steps(a.n, a.rank, a.rounds or 15, device, peers)
+        return table_of_targets(found, a.n, device, peers, a.train)
+    rows = growth(shapes(a.n // 4), a.n // 4, a.rounds or 5, device)
+    print("| what | value | ms of a private step | over the base point | over the ordinary step |\n| --- | --- | --- | --- | --- |")
+    for what, value, ms, times, over_ordinary in rows:
+        print(f"| {what} | {value} | {ms:.1f} | {times:.2f} | {over_ordinary:.2f} |")
+    if a.plot:
+        plot(rows, ROOT / "assets" / "cost.png")
+        print("\nwrote assets/cost.png")
 
 
 if __name__ == "__main__":
