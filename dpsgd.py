@@ -40,6 +40,7 @@ def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads
     Shapes: loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
     Randomness (t, noise) is drawn outside and passed in as examples.
     """
+    params = {name: p.detach() for name, p in params.items()}            # or the graph of every chunk of a lot would be kept
     return vmap(grad(loss), in_dims=(None,) + (0,) * len(examples))(params, *examples)
 
 
@@ -61,7 +62,7 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
 
 def norms(grads: Grads) -> Tensor:
     """(n,): the L2 norm of each example's gradient over ALL trainable tensors jointly."""
-    return sum(g.flatten(1).float().square().sum(1) for g in grads.values()).sqrt()
+    return torch.stack([torch.linalg.vector_norm(g.flatten(1).float(), dim=1) for g in grads.values()]).norm(dim=0)
 
 
 def clip_and_sum(grads: Grads, C: float) -> Params:
@@ -81,7 +82,7 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
     for name, g in grads.items():
         g = g.flatten(1).float()
         g = torch.where(finite[:, None], g, 0)                           # 0 * NaN is NaN: replace, do not multiply
-        total[name] = (factor[:, None] * g).sum(0).view(grads[name].shape[1:])    # no matmul: TF32 or bf16 would break C
+        total[name] = g.mul_(factor[:, None]).sum(0).view(grads[name].shape[1:])  # no matmul: TF32 or bf16 would break C
     return total
 
 

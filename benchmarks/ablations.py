@@ -129,7 +129,7 @@ def real_runner(device: torch.device) -> Callable:
         bare = lambda *a: dict(describe(*a), target_modules=BARE[what], modules_to_save=None)
         with (tempfile.TemporaryDirectory(dir=WORK) as folder, mock.patch.object(checkpoint, "stop_cleanly", threading.Event),
               mock.patch.object(lora, "describe", bare if what in BARE else describe)):              # Ctrl-C stops at once
-            chunk = dict(full=16, attention=64).get(what, 256) * (16 if device.type == "cuda" else 1)        # memory only
+            chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)                   # memory only
             s = train.check(train.Finetune(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
                 train="lora" if what in BARE else what, out=folder, device=str(device), chunk=chunk)))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -68,6 +68,15 @@ def test_copies_give_the_same_gradients_as_vmap(targets, K):
     assert_equal_gradients(dpsgd.per_sample_grads_by_copies(losses, trainable, *ex), dpsgd.per_sample_grads(one, trainable, *ex))
 
 
+def test_per_sample_gradients_hold_no_graph():
+    """Or memory would grow with the lot: the sum over chunks would keep all that led to it."""
+    losses, one, trainable = diffusion(tiny_adapted())
+    assert all(p.requires_grad for p in trainable.values())
+    for found in (dpsgd.per_sample_grads(one, trainable, *examples(2, 1)),
+                  dpsgd.per_sample_grads_by_copies(losses, trainable, *examples(2, 1))):
+        assert not any(g.requires_grad for g in found.values())
+
+
 def test_one_image_leaves_the_gradients_of_the_others_alone():
     losses, _, trainable = diffusion(tiny_adapted(BOTH))
     ex = examples(4, K=2)

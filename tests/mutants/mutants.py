@@ -33,7 +33,7 @@ MUTANTS = [
            "Clipping bounds the lot, not the image: one image can turn the whole gradient round.",
            MORE + "one_image_moves_a_whole_step_by_exactly_C_over_B[lora-1-100]"),
     Mutant("each tensor clipped to C on its own", "dpsgd.py",
-           "total[name] = (factor[:, None] * g)",
+           "total[name] = g.mul_(factor[:, None])",
            "total[name] = ((C / g.norm(dim=1)).clamp(max=1).nan_to_num()[:, None] * g)",
            "One image moves the sum by C times the root of the number of tensors.",
            DPSGD + "adding_one_image_moves_the_sum_by_at_most_C[1-ordinary]"),
