@@ -89,10 +89,10 @@ class Finetune:
     delta: float = field(1e-5, "delta, a probability below 1/N", lambda d: 0 < d < 1, "a number above 0 and below 1/N")
     N: int = field(0, "declared number of private images (0: the data set's published size; needed for folder:)",
                    lambda n: n >= 0, "the declared number of private images")
-    B: int = field(256, "expected batch size, images; sampling rate q = B/N", *COUNT)
-    steps: int = field(150, "T, optimiser steps, one use of the private data each", *COUNT)
+    B: int = field(512, "expected batch size, images; sampling rate q = B/N", *COUNT)
+    steps: int = field(110, "T, optimiser steps, one use of the private data each", *COUNT)
     C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
-    K: int = field(4, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
+    K: int = field(2, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     # what is trained
     train: str = field("lora", "lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full",
                        lambda what: what in lora.WHAT, f"one of {', '.join(lora.WHAT)}")

@@ -330,7 +330,7 @@ def conversions():
 
 def calibrations():
     names = ("epsilon", "delta", "q", "steps")
-    budgets = [("a single Gaussian", (1.0, 1e-5, 1.0, 1)), ("this repository's own run", (10.0, 1e-5, 256 / 60_000, 150)),
+    budgets = [("a single Gaussian", (1.0, 1e-5, 1.0, 1)), ("this repository's own run", (10.0, 1e-5, 512 / 60_000, 110)),
                ("a small budget", (0.1, 1e-6, 0.01, 1000)), ("a large one", (100.0, 1e-5, 0.01, 10))]
     for title, args in budgets:
         def verdict(f, args=args):
