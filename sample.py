@@ -52,9 +52,10 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
 
 
 def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: int = 50, eta: float = 1.0,
-             guidance: float = 0.0, batch: int = 500, generator: torch.Generator | None = None, quiet: bool = False) -> Tensor:
+             guidance: float = 0.0, batch: int | None = None, generator: torch.Generator | None = None, quiet: bool = False) -> Tensor:
     """ddim_sample in batches with a progress bar: shape = (n, C, H, W) -> uint8 images of that shape, on the CPU."""
     device, images = next(model.parameters()).device, []
+    batch = batch or (128 if device.type == "cpu" else 1000)             # 1.2 times faster than 500 on a CPU: caches are small
     with tqdm(total=shape[0], desc="sampling", unit="image", disable=quiet) as bar:
         for start in range(0, shape[0], batch):
             n = min(batch, shape[0] - start)

@@ -139,7 +139,7 @@ def real_runner(device: torch.device) -> Callable:
         steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= (cell | dict(epsilon=LAPTOP["epsilon"])).items():
             sample.class_strip(strip(cell), model, shape, steps, s.guidance)             # the base point at this epsilon
-        images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True,
+        images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
                                  generator=torch.Generator(device).manual_seed(cell["seed"]))
         net = evaluate.classifier("CNN", shape, classes).to(device)
         evaluate.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
