@@ -284,7 +284,7 @@ def test_pretraining_of_any_length_ends(steps, tmp_path):
 # --- interrupted
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was():
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "kill.py"), "--kills", "3"], capture_output=True,
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "kill.py"), "--kills", "2"], capture_output=True,
                           text=True)
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout + done.stderr
 
