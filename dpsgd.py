@@ -62,7 +62,7 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
 
 def norms(grads: Grads) -> Tensor:
     """(n,): the L2 norm of each example's gradient over ALL trainable tensors jointly."""
-    return torch.stack([torch.linalg.vector_norm(g.flatten(1).float(), dim=1) for g in grads.values()]).norm(dim=0)
+    return sum(g.flatten(1).float().square().sum(1) for g in grads.values()).sqrt()      # vector_norm is faster, and 4e-5 off
 
 
 def clip_and_sum(grads: Grads, C: float) -> Params:

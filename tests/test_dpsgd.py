@@ -132,6 +132,14 @@ def test_a_zero_gradient_stays_zero():
     assert dpsgd.clip_and_sum({"a": torch.zeros(3, 2)}, C=1.0)["a"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("draw", [torch.randn, lambda *shape: torch.full(shape, 0.1)])
+def test_the_norm_of_a_long_gradient_is_exact(draw):
+    """2.4 million weights: a sum in plain float32 order is too small by 4e-5, and the image moves the sum by more than C."""
+    g = {"w": draw(1, 2_400_000)}
+    assert dpsgd.norms(g).item() == pytest.approx(g["w"].double().norm().item(), rel=1e-6)
+    assert dpsgd.clip_and_sum(g, 1.0)["w"].double().norm() <= 1 + 1e-6
+
+
 def test_mixed_precision_never_touches_norms_sums_or_noise():
     """Inside autocast, with bfloat16 gradients: float32 out, and the sum is still at most C."""
     g = {"a": torch.randn(9, 4000).bfloat16(), "b": torch.randn(9, 10, 10)}

@@ -38,7 +38,7 @@ MUTANTS = [
            "One image moves the sum by C times the root of the number of tensors.",
            DPSGD + "adding_one_image_moves_the_sum_by_at_most_C[1-ordinary]"),
     Mutant("the norm without its root", "dpsgd.py",
-           "for g in grads.values()]).norm(dim=0)", "for g in grads.values()]).norm(dim=0).square()",
+           ".sum(1) for g in grads.values()).sqrt()", ".sum(1) for g in grads.values())",
            "Gradients shorter than 1 seem shorter still and pass unclipped, however far above C.",
            DPSGD + "clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone"),
     Mutant("no clipping", "dpsgd.py",
