@@ -93,6 +93,8 @@ class Finetune:
     steps: int = field(110, "T, optimiser steps, one use of the private data each", *COUNT)
     C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
     K: int = field(2, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
+    timesteps: str = field("uniform", "how t is drawn: uniform (paper), or middle: more often where shape is decided",
+                           lambda how: how in ddpm.TIMESTEPS, " or ".join(ddpm.TIMESTEPS))
     # what is trained
     train: str = field("lora", "lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full",
                        lambda what: what in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
@@ -194,7 +196,7 @@ def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune, draws: torch.
 
     def per_sample(trainable, images, labels):
         x0 = data.to_float(images)
-        t, noise = ddpm.draw_t_and_noise(x0, s.K, draws)
+        t, noise = ddpm.draw_t_and_noise(x0, s.K, draws, timesteps=s.timesteps)
         if model.classes is not None:
             drop = torch.rand(len(labels), generator=draws, device=labels.device) < s.drop
             labels = labels.masked_fill(drop, model.classes)

@@ -136,6 +136,7 @@ def real_runner(device: torch.device) -> Callable:
                 train.finetune(s)
             seconds, facts = round(time.time() - start, 1), json.loads((Path(folder) / "privacy.json").read_text())
             model = sample.load_run(folder).to(device)                   # which layers: adapter_config.json says
+            weights = sum(p.numel() for p in torch.load(Path(folder) / "adapter_model.bin", weights_only=True).values())
         steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= (cell | dict(epsilon=LAPTOP["epsilon"])).items():
             sample.class_strip(strip(cell), model, shape, steps, s.guidance)             # the base point at this epsilon
@@ -144,7 +145,7 @@ def real_runner(device: torch.device) -> Callable:
         net = evaluate.classifier("CNN", shape, classes).to(device)
         evaluate.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
         cloud = evaluate.gaussian(evaluate.features(judge[:-1], images))
-        return dict(weights=sum(p.numel() for p in lora.split(model)[0].values()), sigma=facts["sigma"],
+        return dict(weights=weights, sigma=facts["sigma"],
                     epsilon_rdp=float(facts["epsilon_rdp"]), recognised=evaluate.recognised_share(judge, images, asked)[0],
                     CNN=evaluate.recognised_share(net, *test)[0], seconds=seconds, device=where, torch=torch.__version__,
                     classifier_FID=evaluate.frechet(*cloud, known["mu"], known["S"]))

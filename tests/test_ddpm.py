@@ -1,7 +1,9 @@
 """Theorems about the diffusion: the forward process, the samplers, the network, the average."""
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 import ddpm
@@ -38,6 +40,14 @@ def test_draws_cover_every_t_uniformly():
     counts = torch.bincount(t.flatten() // 100, minlength=10).float()
     assert ((counts - 2000).abs() < 5 * math.sqrt(2000)).all(), counts
     assert abs(noise.std().item() - 1) < 0.02
+
+
+def test_middle_draws_follow_beta_2_3():
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, torch.Generator().manual_seed(0), timesteps="middle")
+    assert t.shape == (5000, 4) and t.min() >= 0 and t.max() < ddpm.LINEAR.T
+    expected = 20_000 * np.diff(scipy.stats.beta(2, 3).cdf(np.linspace(0, 1, 11)))
+    counts = torch.bincount(t.flatten() // 100, minlength=10).numpy()
+    assert (abs(counts - expected) < 5 * np.sqrt(expected)).all(), counts
 
 
 def test_loss_is_the_mean_over_the_K_draws_of_each_image():
@@ -166,6 +176,7 @@ def test_ema_forgets_its_start_and_then_averages():
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=1001),
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=-1),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
+                                  lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
                                   lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: ddpm.UNet(channels=8, heads=3)])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected|cannot"):

@@ -68,7 +68,7 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
     images[:, 0, 0, 0] = torch.arange(n)
     t, noise = ddpm.draw_t_and_noise(images.float(), K, torch.Generator().manual_seed(0))
     number = lambda x0: ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
-    monkeypatch.setattr(ddpm, "draw_t_and_noise", lambda x0, K, generator: (t[number(x0)], noise[number(x0)]))
+    monkeypatch.setattr(ddpm, "draw_t_and_noise", lambda x0, K, generator, **_: (t[number(x0)], noise[number(x0)]))
     monkeypatch.setattr(ddpm, "autocast", lambda device: contextlib.nullcontext())     # float32: no rounding to speak of
     per_sample = train.private_gradients(model, frozen, train.Finetune(K=K, train=what, drop=0.0), torch.Generator())
     step = lambda m: flat(dpsgd.private_gradient(per_sample, trainable, (images[:m], labels[:m]), C=C, sigma=0, B=B,
