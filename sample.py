@@ -105,13 +105,13 @@ def main() -> None:
     p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w, 0: none (default: the run's own)")
     p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
-    p.add_argument("--batch", type=int, default=500, help="images per forward pass: memory only")
+    p.add_argument("--batch", type=int, default=None, help="images per forward pass: memory only (default: 128 on a CPU, else 1000)")
     p.add_argument("--seed", type=int, default=None, help="make the same pictures again (costs no privacy)")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     a = p.parse_args()
     out = a.out or (None if a.npz else "grid.png")
     try:
-        rules = [(a.n >= 1 and a.batch >= 1, f"--n {a.n} --batch {a.batch}: expected at least 1"),
+        rules = [(a.n >= 1 and (a.batch is None or a.batch >= 1), f"--n {a.n} --batch {a.batch}: expected at least 1"),
                  (a.steps is None or 1 <= a.steps <= ddpm.LINEAR.T, f"--steps {a.steps}: expected 1 to {ddpm.LINEAR.T}"),
                  (0 <= a.eta < math.inf, f"--eta {a.eta}: expected a number >= 0"),
                  (a.guidance is None or 0 <= a.guidance < math.inf, f"--guidance {a.guidance}: expected a number >= 0"),

@@ -47,3 +47,21 @@ def test_fid_from_bytes_to_number_is_fid_helpers():
     ours = [evaluate.features(net, batch, 60) for batch in sets]
     np.testing.assert_allclose(ours[0].numpy(), np.array(helper.ref_feats_list), atol=1e-4)
     assert evaluate.frechet_distance(*ours) == pytest.approx(helper.compute_fid_score(), abs=1e-2)
+
+
+def test_features_from_a_pth_are_pytorch_fids(tmp_path, monkeypatch):
+    peer = pytest.importorskip("pytorch_fid.inception")
+    inside = {}                                                              # random weights in place of their download
+    monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: inside["weights"])
+    bare = peer._inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    torch.manual_seed(0)
+    inside["weights"] = {k: torch.rand_like(v) + 0.5 if "running_var" in k else torch.randn_like(v) * 0.05 if v.ndim > 1 else v
+                         for k, v in bare.state_dict().items()}
+    theirs = peer.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+    torch.save(inside["weights"], tmp_path / "net.pth")
+    ours = evaluate.FIDInception(tmp_path / "net.pth")
+    x = torch.rand(2, 3, 299, 299) * 2 - 1
+    with torch.no_grad():
+        expected = theirs(x)[0].flatten(1)
+        assert expected.std() > 1e-3, "the features must say something"
+        torch.testing.assert_close(ours.net(x), expected, rtol=1e-4, atol=1e-5)

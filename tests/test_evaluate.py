@@ -186,6 +186,27 @@ def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys)
     assert rows["synthetic"]["classifier-FID"] > 5 * rows["real"]["classifier-FID"], "noise is not a digit"
 
 
+def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 8)).requires_grad_(False)     # a small space instead
+    monkeypatch.setattr(evaluate, "FIDInception", lambda path, device: net)
+    images = data.load("mnist", "test")[0][:200]
+    np.savez(tmp_path / "s.npz", images=images.numpy())
+    (tmp_path / "net.pt").write_bytes(b"a file to take the hash of")
+    argv = (tmp_path / "s.npz", "--fast", "--no-anchors", "--inception", tmp_path / "net.pt")
+    code, _, error = run(monkeypatch, capsys, *argv, "--references", 500)
+    assert code == 0, error
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    real = data.load("mnist")[0][:3_000]                                     # --fast's
+    chosen = real[torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:500]]
+    definition = evaluate.frechet_distance(evaluate.features(net, images), evaluate.features(net, chosen))
+    assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6) and result["fid_references"] == 500
+    assert any("500 of the 3000 real images" in note for note in result["notes"])
+    run(monkeypatch, capsys, *argv)
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["fid_references"] == 3_000 and not any("of the 3000" in note for note in result["notes"])
+
+
 @pytest.mark.parametrize("content, complaint", [
     (None, "missing"), (dict(pictures=np.zeros((4, 1, 28, 28), np.uint8)), "images"),
     (dict(images=np.zeros((4, 28, 28), np.uint8)), r"\(4, 28, 28\)"), (dict(images=np.zeros((4, 1, 28, 28))), "float64"),
