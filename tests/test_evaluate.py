@@ -202,6 +202,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     definition = evaluate.frechet_distance(evaluate.features(net, images), evaluate.features(net, chosen))
     assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6) and result["fid_references"] == 500
     assert any("500 of the 3000 real images" in note for note in result["notes"])
+    assert "expected at least 4" in run(monkeypatch, capsys, *argv, "--references", 3)[2]
     run(monkeypatch, capsys, *argv)
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["fid_references"] == 3_000 and not any("of the 3000" in note for note in result["notes"])

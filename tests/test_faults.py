@@ -137,6 +137,7 @@ REFUSED = [
     ("train", "--peek -1", "--peek -1", "0 or more"),
     ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
+    ("train", "--timesteps late", "--timesteps late", "uniform or middle"),
     ("train", "--train everything", "everything", "lora, lora+embed, lora+conv, attention, full"),
     ("train", "--device tpu", "'tpu'", "cpu"),
     ("train", "--device cpu:x", "'cpu:x'", "cpu"),
