@@ -67,7 +67,7 @@ def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = Non
 
     timesteps "uniform":  t/T uniform on [0, 1)                                                [DDPM, the paper]
     timesteps "middle":   t/T the second smallest of four uniform numbers, Beta(2, 3): 82% of the draws are at
-                          t = 100 to 650, where shape is decided, in place of 55%     [why: Choi et al. 2022]
+                          t = 100 to 650, where shape is decided, in place of 55%     [after Choi et al. 2022]
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """
     if K < 1 or timesteps not in TIMESTEPS:

