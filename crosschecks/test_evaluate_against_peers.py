@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import inception  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_fid_from_bytes_to_number_is_fid_helpers():
             getattr(helper, f"update_{side}_stat")(part.expand(-1, 3, -1, -1), data_range=(0, 255))
         getattr(helper, f"finish_{side}_stat")()
 
-    net = evaluate.FIDInception(Path(peer.__file__).parent / "default_1.pt")
+    net = inception.FIDInception(Path(peer.__file__).parent / "default_1.pt")
     ours = [evaluate.features(net, batch, 60) for batch in sets]
     np.testing.assert_allclose(ours[0].numpy(), np.array(helper.ref_feats_list), atol=1e-4)
     assert evaluate.frechet_distance(*ours) == pytest.approx(helper.compute_fid_score(), abs=1e-2)
@@ -59,7 +60,7 @@ def test_features_from_a_pth_are_pytorch_fids(tmp_path, monkeypatch):
                          for k, v in bare.state_dict().items()}
     theirs = peer.InceptionV3([3], resize_input=False, normalize_input=False).eval()
     torch.save(inside["weights"], tmp_path / "net.pth")
-    ours = evaluate.FIDInception(tmp_path / "net.pth")
+    ours = inception.FIDInception(tmp_path / "net.pth")
     x = torch.rand(2, 3, 299, 299) * 2 - 1
     with torch.no_grad():
         expected = theirs(x)[0].flatten(1)

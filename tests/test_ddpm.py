@@ -172,9 +172,30 @@ def test_ema_forgets_its_start_and_then_averages():
     assert ema.shadow["w"].item() > 0.999
 
 
+def test_second_order_steps_end_far_nearer_to_the_exact_flow():
+    """Data N(0, s^2): the best noise prediction and the end of the deterministic flow are known in closed form."""
+    s, alpha_bar = 0.2, ddpm.LINEAR.alpha_bar.double()
+
+    class Best(Recorder):
+        def forward(self, x, t, labels=None):
+            a = alpha_bar[t].view(-1, 1, 1, 1)
+            return (1 - a).sqrt() * x / (a * s**2 + 1 - a)
+
+    def error(steps, order):
+        generator = lambda: torch.Generator().manual_seed(0)
+        end = ddpm.ddim_sample(Best(), None, (500, 1, 1, 1), steps, 0.0, generator=generator(), order=order)
+        start = torch.randn((500, 1, 1, 1), generator=generator())
+        return (end - start * s / (alpha_bar[-1] * s**2 + 1 - alpha_bar[-1]) ** 0.5).abs().mean().item()
+    for steps in (10, 20, 50, 200):
+        assert error(steps, 2) < error(steps, 1) / 2
+    assert error(200, 2) < 0.01 * s
+
+
 @pytest.mark.parametrize("call", [lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=0),
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=1001),
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=-1),
+                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), order=2),
+                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=0, order=3),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
                                   lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: ddpm.UNet(channels=8, heads=3)])

@@ -11,6 +11,7 @@ import torch
 import data
 import ddpm
 import evaluate
+import inception
 import lora
 from conftest import tiny_unet
 
@@ -189,7 +190,7 @@ def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys)
 def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 8)).requires_grad_(False)     # a small space instead
-    monkeypatch.setattr(evaluate, "FIDInception", lambda path, device: net)
+    monkeypatch.setattr(inception, "FIDInception", lambda path, device: net)
     images = data.load("mnist", "test")[0][:200]
     np.savez(tmp_path / "s.npz", images=images.numpy())
     (tmp_path / "net.pt").write_bytes(b"a file to take the hash of")

@@ -13,7 +13,8 @@ ALLOWED = {                                                              # file 
     "sample": {"checkpoint", "data", "ddpm", "lora"},
     "distributed": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
     "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "lora", "presets", "sample", "statement"},
-    "evaluate": {"checkpoint", "data", "ddpm", "lora", "sample"}, "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
+    "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
+    "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "scipy", "tqdm", "PIL"}     # PIL comes with torchvision
 

@@ -90,6 +90,20 @@ def test_the_adapter_loads_in_sample(run, tmp_path):
     assert saved["labels"].tolist() == [0, 1, 2, 3, 4, 5, 6] and (tmp_path / "s.png").stat().st_size > 0
 
 
+def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
+    folder, _ = run
+    drawn = []
+    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(eta=0.0, order=2))):
+        argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5, "--npz", tmp_path / "s.npz", *flags]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+        sample.main()
+        drawn.append(torch.from_numpy(np.load(tmp_path / "s.npz")["images"]))
+        expected = sample.generate(sample.load_run(folder), torch.arange(3), (3, 1, 28, 28), steps=4,
+                                   generator=torch.Generator().manual_seed(5), quiet=True, **how)
+        assert torch.equal(drawn[-1], expected), flags
+    assert not torch.equal(drawn[1], drawn[2]), "the second order makes a difference"
+
+
 def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(place):
     for name in ("a", "b"):
         done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / name, "--seed", 3)
