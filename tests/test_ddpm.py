@@ -95,8 +95,8 @@ def test_ddim_with_eta_0_is_deterministic_given_the_start_and_with_eta_1_is_not(
             randn = torch.randn
             m.setattr(torch, "randn", lambda *a, **k: first.pop() if first else randn(*a, **k))
             return ddpm.ddim_sample(tiny_unet(), torch.tensor([1, 2]), (2, 1, 8, 8), 10, eta, generator=generator)
-    assert torch.equal(sample(0.0, 1), sample(0.0, 2))
-    assert not torch.equal(sample(1.0, 1), sample(1.0, 2))
+    torch.testing.assert_close(sample(0.0, 1), sample(0.0, 2), atol=1e-4, rtol=0)
+    assert (sample(1.0, 1) - sample(1.0, 2)).abs().max() > 0.1
 
 
 def test_ddpm_is_ddim_with_all_steps_and_eta_1():
@@ -149,14 +149,14 @@ def test_one_image_never_reaches_another_through_the_network():
     before = model(x, t[:, 0], labels)
     x[1] += 1
     after = model(x, t[:, 0], labels)
-    changed = (before != after).flatten(1).any(1)
+    changed = ((before - after).abs() > 1e-4).flatten(1).any(1)
     assert changed.tolist() == [False, True, False, False]
 
 
 def test_saved_unet_loads_to_the_same_function(tmp_path):
     model, (x, labels, t, _) = tiny_unet(), examples(2, K=1)
     ddpm.save_unet(tmp_path / "base.pt", model)
-    assert torch.equal(ddpm.load_unet(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels))
+    torch.testing.assert_close(ddpm.load_unet(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
 
 
 def test_ema_forgets_its_start_and_then_averages():

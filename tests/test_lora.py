@@ -14,7 +14,8 @@ def test_adapter_is_the_identity_at_the_start(targets):
     model, (x, labels, t, _) = tiny_unet(), examples(3, K=1)
     before = model(x, t[:, 0], labels)
     lora.inject(model, 2, 3.0, targets)
-    assert torch.equal(model(x, t[:, 0], labels), before)
+    assert not any(m.delta().any() for m in model.modules() if isinstance(m, (lora.LoRALinear, lora.LoRAConv2d)))
+    torch.testing.assert_close(model(x, t[:, 0], labels), before, atol=1e-5, rtol=1e-5)      # two calls may round differently on some CPUs
 
 
 @pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
@@ -95,7 +96,7 @@ def test_a_saved_adapter_loads_to_the_same_function(what, tmp_path):
             p.add_(0.1 * torch.randn_like(p))
     lora.save(tmp_path, trainable, config)
     again = lora.load(tiny_unet(), tmp_path)
-    assert torch.equal(again(x, t[:, 0], labels), model(x, t[:, 0], labels))
+    torch.testing.assert_close(again(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_of_another_network_or_none_is_refused(tmp_path):

@@ -100,8 +100,8 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
         drawn.append(torch.from_numpy(np.load(tmp_path / "s.npz")["images"]))
         expected = sample.generate(sample.load_run(folder), torch.arange(3), (3, 1, 28, 28), steps=4,
                                    generator=torch.Generator().manual_seed(5), quiet=True, **how)
-        assert torch.equal(drawn[-1], expected), flags
-    assert not torch.equal(drawn[1], drawn[2]), "the second order makes a difference"
+        assert (drawn[-1].int() - expected.int()).abs().max() <= 1, flags                    # grey levels: a rounding at most
+    assert (drawn[1].int() - drawn[2].int()).abs().max() > 1, "the second order makes a difference"
 
 
 def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(place):
