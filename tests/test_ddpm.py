@@ -50,6 +50,13 @@ def test_middle_draws_follow_beta_2_3():
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all(), counts
 
 
+@pytest.mark.parametrize("timesteps, law", [("uniform", scipy.stats.uniform()), ("middle", scipy.stats.beta(2, 3))])
+def test_the_K_draws_of_an_image_fall_one_into_each_of_K_equal_slices_of_the_law_of_t(timesteps, law):
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(500, 1, 1, 1), 5, torch.Generator().manual_seed(0), timesteps=timesteps)
+    t, edges = t.numpy() / ddpm.LINEAR.T, np.linspace(0, 1, 6)
+    assert (law.cdf(t) < edges[1:]).all() and (law.cdf(t + 1 / ddpm.LINEAR.T) > edges[:-1] - 1e-6).all()
+
+
 def test_loss_is_the_mean_over_the_K_draws_of_each_image():
     model, (x0, labels, t, noise) = tiny_unet(), examples(3, K=4)
     loop = [torch.stack([(model(ddpm.q_sample(x0[i:i + 1], t[i, k:k + 1], noise[i, k][None]), t[i, k:k + 1], labels[i:i + 1])
