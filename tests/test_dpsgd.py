@@ -23,7 +23,7 @@ def diffusion(model):
 
 
 def assert_equal_gradients(found, expected):
-    """Tensor by tensor, within 0.1% of its norm (float32; 1e-14 in float64): processors add in different orders, so single entries may differ more.
+    """Tensor by tensor, within 0.1% of its norm: in float32 processors add in different orders (in float64: 1e-14).
 
     A tensor whose true gradient is 0, as a bias before a GroupNorm of one channel has, may be off by 1e-6 of all of them.
     """
