@@ -1,0 +1,62 @@
+"""denoising.py -- how well does a run's adapter denoise real test images, t by t? The cheapest judge of settings.
+
+NOT PRIVATE: it reads real images. benchmarks/tuning.md says what was chosen by it. A small lot that gets the noise of
+a large one stands in for a long run: `train.py --B 512 --epsilon 490 --accountant rdp` has the sigma / B of `--B 4096 --epsilon 10`.
+
+  $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import data  # noqa: E402
+import ddpm  # noqa: E402
+import sample  # noqa: E402
+
+TIMESTEPS = (50, 100, 200, 300, 400)                             # where shape and texture are decided
+
+
+@torch.no_grad()
+def denoising_losses(model: ddpm.UNet, images: Tensor, labels: Tensor, batch: int = 256) -> list[float]:
+    """The mean squared error of the predicted noise at each of TIMESTEPS, under the same noise for every model.
+
+    Shapes: images (n, C, H, W) uint8, labels (n,)
+    """
+    x0, losses, generator = data.to_float(images), [], torch.Generator().manual_seed(0)
+    for t in TIMESTEPS:
+        noise = torch.randn((len(x0), 1, *x0.shape[1:]), generator=generator)                  # K = 1
+        times = torch.full((len(x0), 1), t)
+        parts = zip(*(part.split(batch) for part in (x0, labels, times, noise)))
+        with ddpm.autocast(x0.device):
+            losses.append(torch.cat([ddpm.loss(model, *part) for part in parts]).mean().item())
+    return losses
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
+    p.add_argument("runs", nargs="+", help="folders written by train.py; of the first, the base is shown too")
+    p.add_argument("--n", type=int, default=1024, help="test images")
+    a = p.parse_args()
+    try:
+        if a.n < 1:
+            raise ValueError(f"--n {a.n}: expected at least 1")
+        rows = [("base", sample.load_run(a.runs[0], public=True))] + [(run, sample.load_run(run)) for run in a.runs]
+        config = json.loads((Path(a.runs[0]) / "config.json").read_text())
+        images, labels = data.load(config["data"], "test", config["data_dir"] or None, config["size"])
+    except (ValueError, OSError) as e:
+        p.error(str(e))
+    print("loss at t =".ljust(30) + "".join(f"{t:>9}" for t in TIMESTEPS) + "     mean")
+    for name, model in rows:
+        losses = denoising_losses(model, images[:a.n], labels[:a.n])
+        print(f"{name:<30}" + "".join(f"{loss:>9.4f}" for loss in [*losses, sum(losses) / len(losses)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
