@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import Callable
@@ -59,8 +60,7 @@ def try_writing(folder: Path) -> None:
     """Make `folder`; ValueError now rather than after an hour, if nothing can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / ".trial", "")
-        (folder / ".trial").unlink()
+        tempfile.TemporaryFile(dir=folder).close()                       # a name of its own: others may try at the same moment
     except OSError as e:
         raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place for one") from None
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -386,6 +387,12 @@ def test_a_file_that_cannot_be_written_is_an_os_error_and_leaves_the_old_one(wha
     with FullDisk(1_000), pytest.raises(OSError, match="File too large"):
         WRITERS[what](tmp_path)
     assert snapshot(tmp_path) == before
+
+
+def test_two_programs_may_start_in_one_folder_at_the_same_moment(tmp_path):
+    with ThreadPoolExecutor(4) as programs:
+        list(programs.map(lambda _: checkpoint.try_writing(tmp_path), range(2_000)))                     # raises what any of them raised
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("program", ["train", "pretrain", "sample"])
