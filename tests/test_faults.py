@@ -139,6 +139,7 @@ REFUSED = [
     ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
     ("train", "--timesteps late", "--timesteps late", "uniform or middle"),
+    ("train", "--weights steep", "--weights steep", "flat or even"),
     ("train", "--train everything", "everything", "lora, lora+embed, lora+conv, attention, full"),
     ("train", "--device tpu", "'tpu'", "cpu"),
     ("train", "--device cpu:x", "'cpu:x'", "cpu"),
@@ -221,6 +222,7 @@ REFUSED = [
     ("sample", "finished --steps 1001", "--steps 1001", "1 to 1000"),
     ("sample", "finished --eta -1", "--eta -1", ">= 0"),
     ("sample", "finished --eta nan", "--eta nan", ">= 0"),
+    ("sample", "finished --floor 256", "--floor 256", "0 to 255"),
     ("sample", "finished --guidance -1", "--guidance -1", ">= 0"),
     ("sample", "finished --guidance nan", "--guidance nan", ">= 0"),
     ("sample", "finished --guidance inf", "--guidance inf", ">= 0"),
@@ -434,8 +436,8 @@ def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch
     images[:, 0, 0, 0] = torch.tensor([0, 0, 255, 0])                    # the third one is the strange one
     loss = ddpm.loss
 
-    def strange(model, x0, *rest):
-        return loss(model, x0, *rest) * torch.where(x0[:, 0, 0, 0] == 1, factor, 1.0)
+    def strange(model, x0, *rest, **how):
+        return loss(model, x0, *rest, **how) * torch.where(x0[:, 0, 0, 0] == 1, factor, 1.0)
     monkeypatch.setattr(ddpm, "loss", strange)
     s = train.Finetune(K=2, train=what)
     each = train.private_gradients(model, frozen, s, torch.Generator().manual_seed(0))(trainable, images, labels)

@@ -93,7 +93,8 @@ def test_the_adapter_loads_in_sample(run, tmp_path):
 def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
-    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(eta=0.0, order=2))):
+    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(eta=0.0, order=2)),
+                       (("--floor", "100"), dict(floor=100))):
         argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5, "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
         sample.main()
@@ -101,7 +102,15 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
         expected = sample.generate(sample.load_run(folder), torch.arange(3), (3, 1, 28, 28), steps=4,
                                    generator=torch.Generator().manual_seed(5), quiet=True, **how)
         assert (drawn[-1].int() - expected.int()).abs().max() <= 1, flags                    # grey levels: a rounding at most
-    assert (drawn[1].int() - drawn[2].int()).abs().max() > 1, "the second order makes a difference"
+    for i, j in ((0, 1), (1, 2), (0, 3)):
+        assert (drawn[i].int() - drawn[j].int()).abs().max() > 1, "each flag makes a difference"
+
+
+def test_a_floor_empties_what_is_at_most_as_bright_and_leaves_the_rest(run):
+    draw = lambda floor: sample.generate(sample.load_run(run[0]), torch.arange(4), (4, 1, 28, 28), steps=4, floor=floor, quiet=True,
+                                         generator=torch.Generator().manual_seed(0))
+    plain = draw(0)
+    assert torch.equal(draw(120), torch.where(plain <= 120, 0, plain)) and ((plain > 0) & (plain <= 120)).any()
 
 
 def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(place):
@@ -165,17 +174,19 @@ def test_every_image_has_one_gradient_whatever_K(K):
     assert all(g.shape == (3, *trainable[name].shape) for name, g in per_sample(trainable, images, labels).items())
 
 
-@pytest.mark.parametrize("timesteps", ddpm.TIMESTEPS)
-def test_private_gradients_draw_t_as_declared(timesteps, monkeypatch):
+@pytest.mark.parametrize("timesteps, weights", [("uniform", "flat"), ("middle", "flat"), ("middle", "even")])
+def test_private_gradients_draw_and_weight_t_as_declared(timesteps, weights, monkeypatch):
     seen, loss = [], ddpm.loss
-    monkeypatch.setattr(ddpm, "loss", lambda model, x0, labels, t, noise: (seen.append(t), loss(model, x0, labels, t, noise))[1])
+    monkeypatch.setattr(ddpm, "loss", lambda *args, **how: (seen.append((args[3], how)), loss(*args, **how))[1])
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    per_sample = train.private_gradients(model, frozen, train.Finetune(K=2, timesteps=timesteps), torch.Generator().manual_seed(0))
+    declared = train.Finetune(K=2, timesteps=timesteps, weights=weights)
+    per_sample = train.private_gradients(model, frozen, declared, torch.Generator().manual_seed(0))
     per_sample(trainable, torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
     expected, _ = ddpm.draw_t_and_noise(torch.zeros(50, 1, 8, 8), 2, torch.Generator().manual_seed(0), timesteps=timesteps)
-    assert torch.equal(seen[0], expected)
+    (t, how), = seen
+    assert torch.equal(t, expected) and how == dict(weights=weights)
 
 
 def test_pretraining_makes_a_base_that_loads(tmp_path):
