@@ -50,7 +50,7 @@ class Schedule:
 
 LINEAR = Schedule()
 TIMESTEPS = ("uniform", "middle")                                       # how training draws t: see draw_t_and_noise
-WEIGHTS = ("flat", "even")                                              # how its losses are weighted: see loss
+WEIGHTINGS = ("flat", "even")                                           # how its losses are weighted: see loss
 
 
 def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
@@ -84,24 +84,24 @@ def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = Non
 
 
 def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR,
-         weights: str = "flat") -> Tensor:
+         weighting: str = "flat") -> Tensor:
     """Each image's loss: the mean over its K draws of w(t) ||noise - model(x_t, t, label)||^2 / (CHW).  [DDPM Eq. 14]
 
     The mean over K is taken here, inside one image's loss, so that one image still has ONE gradient
     for dpsgd.py to clip: K draws cost no extra privacy.          [noise multiplicity, Dockhorn et al. 2023, Sec. 3.2]
-    weights "flat":  w(t) = 1                                                                  [DDPM, the paper]
-    weights "even":  w(t) = min(sqrt((1 - alpha_bar_t) / alpha_bar_t), 10), about one over the length of the gradient
-                     at t: no draw outvotes the image's others. Made for K > 1 and clipping [compare Hang et al. 2023]
+    weighting "flat":  w(t) = 1                                                                [DDPM, the paper]
+    weighting "even":  w(t) = min(sqrt((1 - alpha_bar_t) / alpha_bar_t), 10), about one over the length of the gradient
+                       at t: no draw outvotes the image's others. Made for K > 1 and clipping [compare Hang et al. 2023]
     Shapes: x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"loss: weights = {weights!r}, expected {' or '.join(WEIGHTS)}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"loss: weighting = {weighting!r}, expected {' or '.join(WEIGHTINGS)}")
     n, K = t.shape
     x_t = q_sample(x0[:, None], t, noise, schedule)                        # (n, K, C, H, W)
     labels = None if labels is None else labels[:, None].expand(n, K).reshape(n * K)
     predicted = model(x_t.reshape(n * K, *x0.shape[1:]), t.reshape(n * K), labels)   # (n K, C, H, W)
     errors = (predicted.reshape(noise.shape) - noise).square().flatten(2).mean(2)          # (n, K)
-    if weights == "even":
+    if weighting == "even":
         a = schedule.alpha_bar.to(x0.device)[t]
         errors = errors * ((1 - a) / a).sqrt().clamp(max=10)
     return errors.mean(1)

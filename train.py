@@ -95,8 +95,8 @@ class Finetune:
     K: int = field(2, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     timesteps: str = field("uniform", "how t is drawn: uniform (paper), or middle: more often where shape is decided",
                            lambda how: how in ddpm.TIMESTEPS, " or ".join(ddpm.TIMESTEPS))
-    weights: str = field("flat", "weight of each draw's loss by its t: flat (paper), or even: none of the K draws outvotes the others",
-                         lambda how: how in ddpm.WEIGHTS, " or ".join(ddpm.WEIGHTS))
+    weighting: str = field("flat", "how an image's K draws count: flat (paper), or even: weighted by t so that none outvotes the rest",
+                           lambda how: how in ddpm.WEIGHTINGS, " or ".join(ddpm.WEIGHTINGS))
     # what is trained
     train: str = field("lora", "lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full",
                        lambda what: what in lora.WHAT, f"one of {', '.join(lora.WHAT)}")
@@ -194,7 +194,7 @@ def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune, draws: torch.
     def losses(copies, x0, labels, t, noise):
         call = lambda *args: functional_call(model, (copies, frozen), args)
         with ddpm.autocast(x0.device):
-            return ddpm.loss(call, x0, labels, t, noise, weights=s.weights)      # (n,): the K draws of an image are averaged here
+            return ddpm.loss(call, x0, labels, t, noise, weighting=s.weighting)  # (n,): the K draws of an image are averaged here
 
     def per_sample(trainable, images, labels):
         x0 = data.to_float(images)

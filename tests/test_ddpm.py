@@ -57,13 +57,13 @@ def test_the_K_draws_of_an_image_fall_one_into_each_of_K_equal_slices_of_the_law
     assert (law.cdf(t) < edges[1:]).all() and (law.cdf(t + 1 / ddpm.LINEAR.T) > edges[:-1] - 1e-6).all()
 
 
-@pytest.mark.parametrize("weights, w", [("flat", lambda a: 1), ("even", lambda a: min(((1 - a) / a) ** 0.5, 10))])
-def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weights, w):
+@pytest.mark.parametrize("weighting, w", [("flat", lambda a: 1), ("even", lambda a: min(((1 - a) / a) ** 0.5, 10))])
+def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weighting, w):
     model, (x0, labels, t, noise) = tiny_unet(), examples(3, K=4)
     loop = [torch.stack([(model(ddpm.q_sample(x0[i:i + 1], t[i, k:k + 1], noise[i, k][None]), t[i, k:k + 1], labels[i:i + 1])
                           - noise[i, k]).square().mean() * w(ddpm.LINEAR.alpha_bar[t[i, k]].item()) for k in range(4)]).mean()
             for i in range(3)]
-    torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise, weights=weights), torch.stack(loop))
+    torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise, weighting=weighting), torch.stack(loop))
 
 
 class Recorder(torch.nn.Module):
@@ -207,7 +207,7 @@ def test_second_order_steps_end_far_nearer_to_the_exact_flow():
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=0, order=3),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
-                                  lambda: ddpm.loss(tiny_unet(), *examples(1, K=1), weights="steep"),
+                                  lambda: ddpm.loss(tiny_unet(), *examples(1, K=1), weighting="steep"),
                                   lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: ddpm.UNet(channels=8, heads=3)])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected|cannot"):

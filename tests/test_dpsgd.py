@@ -13,12 +13,12 @@ from conftest import examples, tiny_adapted, tiny_unet
 BOTH = lora.ATTENTION + lora.CONVOLUTIONS
 
 
-def diffusion(model, weights="flat"):
+def diffusion(model, weighting="flat"):
     """(losses, one, trainable) of the real loss: losses(params, *examples) -> (n,), one(params, *example) -> scalar."""
     trainable, frozen = lora.split(model)
 
     def losses(params, x0, labels, t, noise):
-        return ddpm.loss(lambda *a: functional_call(model, (params, frozen), a), x0, labels, t, noise, weights=weights)
+        return ddpm.loss(lambda *a: functional_call(model, (params, frozen), a), x0, labels, t, noise, weighting=weighting)
     return losses, lambda params, *example: losses(params, *(e[None] for e in example))[0], trainable
 
 
@@ -77,9 +77,9 @@ def test_per_sample_gradients_hold_no_graph():
         assert not any(g.requires_grad for g in found.values())
 
 
-@pytest.mark.parametrize("weights", ddpm.WEIGHTS)
-def test_one_image_leaves_the_gradients_of_the_others_alone(weights):
-    losses, _, trainable = diffusion(tiny_adapted(BOTH), weights)
+@pytest.mark.parametrize("weighting", ddpm.WEIGHTINGS)
+def test_one_image_leaves_the_gradients_of_the_others_alone(weighting):
+    losses, _, trainable = diffusion(tiny_adapted(BOTH), weighting)
     ex = examples(4, K=2)
     before = dpsgd.per_sample_grads_by_copies(losses, trainable, *ex)
     ex[0][2] += 1

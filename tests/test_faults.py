@@ -139,7 +139,7 @@ REFUSED = [
     ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
     ("train", "--timesteps late", "--timesteps late", "uniform or middle"),
-    ("train", "--weights steep", "--weights steep", "flat or even"),
+    ("train", "--weighting steep", "--weighting steep", "flat or even"),
     ("train", "--train everything", "everything", "lora, lora+embed, lora+conv, attention, full"),
     ("train", "--device tpu", "'tpu'", "cpu"),
     ("train", "--device cpu:x", "'cpu:x'", "cpu"),

@@ -174,19 +174,19 @@ def test_every_image_has_one_gradient_whatever_K(K):
     assert all(g.shape == (3, *trainable[name].shape) for name, g in per_sample(trainable, images, labels).items())
 
 
-@pytest.mark.parametrize("timesteps, weights", [("uniform", "flat"), ("middle", "flat"), ("middle", "even")])
-def test_private_gradients_draw_and_weight_t_as_declared(timesteps, weights, monkeypatch):
+@pytest.mark.parametrize("timesteps, weighting", [("uniform", "flat"), ("middle", "flat"), ("middle", "even")])
+def test_private_gradients_draw_and_weight_t_as_declared(timesteps, weighting, monkeypatch):
     seen, loss = [], ddpm.loss
     monkeypatch.setattr(ddpm, "loss", lambda *args, **how: (seen.append((args[3], how)), loss(*args, **how))[1])
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    declared = train.Finetune(K=2, timesteps=timesteps, weights=weights)
+    declared = train.Finetune(K=2, timesteps=timesteps, weighting=weighting)
     per_sample = train.private_gradients(model, frozen, declared, torch.Generator().manual_seed(0))
     per_sample(trainable, torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
     expected, _ = ddpm.draw_t_and_noise(torch.zeros(50, 1, 8, 8), 2, torch.Generator().manual_seed(0), timesteps=timesteps)
     (t, how), = seen
-    assert torch.equal(t, expected) and how == dict(weights=weights)
+    assert torch.equal(t, expected) and how == dict(weighting=weighting)
 
 
 def test_pretraining_makes_a_base_that_loads(tmp_path):
