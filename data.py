@@ -278,8 +278,8 @@ def _load_folder(path: Path, size: int) -> tuple[Tensor, Tensor]:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1], the range that the diffusion works in."""
-    return images.float() / 127.5 - 1
+    """uint8 [0, 255] -> float32 [-1, 1], the range that the diffusion works in; latents are floats already."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def to_uint8(images: Tensor) -> Tensor:

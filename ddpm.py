@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import autoencoder
 import checkpoint
 
 # -----------------------------------------------------------------------------
@@ -304,9 +305,15 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
-def save_unet(path: Path, model: UNet, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a UNet's shape and weights (or other weights of that shape, such as an average); replaces `path` at once."""
-    checkpoint.save(Path(path), dict(config=model.config, model=weights or model.state_dict()), mode=0o644)
+def save_unet(path: Path, model: UNet, weights: dict[str, Tensor] | None = None, coder=None) -> None:
+    """Write a UNet's shape and weights (or other weights of that shape, such as an average); replaces `path` at once.
+
+    With the autoencoder in whose latents it works, both go into the one file, in half precision.
+    """
+    weights, extra = weights or model.state_dict(), {}
+    if coder is not None:
+        weights, extra = {name: p.half() for name, p in weights.items()}, dict(autoencoder=autoencoder.state(coder))
+    checkpoint.save(Path(path), dict(config=model.config, model=weights, **extra), mode=0o644)
 
 
 def load_unet(path: Path) -> UNet:
@@ -315,14 +322,14 @@ def load_unet(path: Path) -> UNet:
     Errors: missing, truncated or foreign file -> ValueError in one line
     """
     if not Path(path).is_file():
-        raise ValueError(f"no base model at {path}; make one with `python train.py pretrain` or pass --base")
+        raise ValueError(f"no base model at {path}; make one with `python pretrain.py` or pass --base")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         model = UNet(**saved["config"])
         model.load_state_dict(saved["model"])
     except Exception as e:
         raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "
-                         f"expected a file written by `python train.py pretrain`") from None
+                         f"expected a file written by `python pretrain.py`") from None
     return model
 
 

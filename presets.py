@@ -13,6 +13,9 @@ CELEBA_UNET = dict(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks
                    classes=None, patch=2)
 CIFAR_UNET = dict(image_channels=3, channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1, 2), heads=8,
                   classes=10, patch=1)
+PHOTO_UNET = dict(image_channels=4, channels=64, multipliers=(1, 2, 2), blocks=1, attention_levels=(1, 2), heads=4,
+                  classes=202, patch=1)                          # latents 16x16x4 of 64x64 photographs
+UNETS = {"small": dict(), "photos": PHOTO_UNET, "cifar10": CIFAR_UNET, "celeba64": CELEBA_UNET}
 MNIST = dict(rank=8, lora_alpha=8.0, K=12, C=1e-3, delta=1e-5, B=2000, steps=6000, lr=1e-3)         # 200 epochs
 
 PRESETS = {                                                      # name -> the UNet, and defaults for train.Finetune

@@ -2,9 +2,8 @@
 
   $ python train.py                       # private fine-tuning: 60,000 MNIST images at epsilon = 10
   $ python train.py --epsilon 1 --out runs/mnist-eps1
-  $ python train.py pretrain              # makes the public base (assets/base.pt) again, as runs/base.pt
 
-Read top to bottom: settings -> public pre-training -> private plan -> the private loop -> the statement.
+The public base comes from pretrain.py. Read top to bottom: settings -> private plan -> the private loop -> the statement.
 """
 import argparse
 import csv
@@ -14,7 +13,6 @@ import json
 import math
 import sys
 import threading
-import time
 from pathlib import Path
 
 import torch
@@ -23,7 +21,6 @@ from tqdm import tqdm
 
 import accountant
 import checkpoint
-import clothes
 import data
 import ddpm
 import distributed
@@ -45,29 +42,8 @@ POSITIVE = (lambda value: 0 < value < math.inf, "a number above 0")
 COUNT = (lambda value: value >= 1, "a whole number, at least 1")
 SHARE = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 SEED = (lambda value: value is None or 0 <= value < 2**32, "0 to 2^32 - 1")
-DRAWN = {"glyphs": data.glyphs, "clothes": clothes.clothes}      # public images that code draws
 PRESET = (f"the paper's settings: {', '.join(presets.PRESETS)}; other flags win over them",
           lambda name: not name or name in presets.PRESETS, f"one of {', '.join(presets.PRESETS)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrain:
-    """Settings of the public stage."""
-    preset: str = field("", *PRESET)
-    data: str = field("glyphs", "public images: glyphs or clothes (drawn by code), or a data set that is public for you, named as "
-                      "in finetuning", lambda name: name in DRAWN or name in data.KNOWN or name.startswith("folder:"),
-                      "glyphs, clothes or a data set")
-    data_dir: str = field("", "where their files are")
-    size: int = field(32, "side in pixels of the images of folder:", lambda n: n >= 8, "at least 8")
-    base: str = field("", "a public base to go on from (default: random weights)")
-    steps: int = field(30_000, "optimiser steps", *COUNT)
-    batch: int = field(128, "images per step", *COUNT)
-    lr: float = field(1e-3, "peak learning rate of Adam (one cycle)", *POSITIVE)
-    ema: float = field(0.999, "decay of the running average that is saved, per step", *SHARE)
-    drop: float = field(0.1, "share of labels replaced by the null class, for guidance", *SHARE)
-    seed: int = field(0, "public data, public seed", *SEED)
-    device: str = field("auto", "auto, cuda, mps or cpu")
-    out: str = field("runs/base.pt", "where the base model goes; a file that exists is never overwritten")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +103,6 @@ def check(s):
     for f in dataclasses.fields(s):
         if not f.metadata["valid"](getattr(s, f.name)):
             refuse(f.name, f.metadata["expected"])
-    if isinstance(s, Pretrain):
-        return s
     s = dataclasses.replace(s, N=s.N or data.KNOWN.get(s.data, (0,))[0])
     if s.N < 1:
         refuse("N", "the declared number of private images of a folder, at least 1")
@@ -142,51 +116,7 @@ def check(s):
 
 
 # -----------------------------------------------------------------------------
-# 2. public pre-training: the ordinary DDPM loop on images that nobody owns     [DDPM Alg. 1]
-
-
-def pretrain(s: Pretrain) -> None:
-    device, out = sample.pick_device(s.device), Path(s.out)
-    if out.exists():
-        raise ValueError(f"--out {out} exists; nothing was overwritten; choose another --out or move it away")
-    torch.manual_seed(s.seed)
-    generator = torch.Generator().manual_seed(s.seed)
-    model = (ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**(presets.PRESETS[s.preset][0] if s.preset else {}))).to(device)
-    draw = DRAWN.get(s.data)
-    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size)
-    fits(model, images, classes, s)
-    checkpoint.try_writing(out.parent)
-    params = dict(model.named_parameters())
-    average = ddpm.EMA(params, s.ema)
-    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05 + 1e-9)   # + : 20 steps divide by 0
-    print(f"pre-training on {device}: {sum(p.numel() for p in params.values()):,} weights; {s}")
-    mean, start = None, time.time()
-    for step in (bar := tqdm(range(1, s.steps + 1), desc="public")):
-        if draw:
-            x0, labels = draw(s.batch, generator)
-        else:
-            pick = torch.randint(len(images), (s.batch,), generator=generator)
-            x0, labels = data.to_float(images[pick]), classes[pick]
-        if model.classes is not None:
-            labels[torch.rand(s.batch, generator=generator) < s.drop] = model.classes
-        t, noise = ddpm.draw_t_and_noise(x0, 1, generator)
-        with ddpm.autocast(device):
-            loss = ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        average.update(params)
-        if step % 500 == 0 or step == s.steps:
-            mean = loss.item() if mean is None else 0.8 * mean + 0.2 * loss.item()
-            bar.set_postfix(loss=f"{mean:.4f}")
-            ddpm.save_unet(out, model, average.shadow)
-    print(f"wrote {out}: {s.steps} steps of {s.batch}, {(time.time() - start) / 60:.0f} minutes")
-
-
-# -----------------------------------------------------------------------------
-# 3. private fine-tuning                                                        [DP-LoRA Alg. 1]
+# 2. private fine-tuning                                                        [DP-LoRA Alg. 1]
 
 
 def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune, draws: torch.Generator):
@@ -277,7 +207,7 @@ def finetune(s: Finetune) -> None:
 
 
 # -----------------------------------------------------------------------------
-# 4. the run's folder
+# 3. the run's folder
 
 
 def fits(model: ddpm.UNet, images: torch.Tensor, labels: torch.Tensor, s) -> None:
@@ -320,29 +250,27 @@ def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable
 
 
 # -----------------------------------------------------------------------------
-# 5. the command line
+# 4. the command line
 
 
 def parse(stage: type, argv: list[str]):
     """One flag per field of `stage`; --help prints them with their defaults."""
-    parser = argparse.ArgumentParser(prog="train.py" + (" pretrain" if stage is Pretrain else ""),
-                                     description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")       # one line, exit code 2
     for f in dataclasses.fields(stage):
         kind = dict(action="store_true") if f.type is bool else dict(type=f.type if f.type in (int, float, str) else int)
         parser.add_argument("--" + f.name.replace("_", "-"), default=f.default, help=f.metadata["help"], **kind)
     chosen = presets.PRESETS.get(parser.parse_known_args(argv)[0].preset)
-    if chosen and stage is Finetune:
+    if chosen:
         parser.set_defaults(**chosen[1])
     return parser, stage(**vars(parser.parse_args(argv)))
 
 
 def main() -> None:
-    argv = sys.argv[1:]
-    stage = Pretrain if argv[:1] == ["pretrain"] else Finetune
-    parser, s = parse(stage, argv[1:] if stage is Pretrain else argv)
+    parser, s = parse(Finetune, sys.argv[1:])
     try:
-        (pretrain if stage is Pretrain else finetune)(check(s))
+        finetune(check(s))
     except (ValueError, OSError) as e:
         parser.error(str(e))
     except RuntimeError:

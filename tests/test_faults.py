@@ -25,13 +25,14 @@ import checkpoint
 import ddpm
 import dpsgd
 import lora
+import pretrain
 import sample
 import train
 from conftest import ROOT, tiny_unet
 from test_data import make_folder, write_idx
 from whole_runs import N, PUBLISHED, Code, call, finetune, make_place, stop_after
 
-PRETRAIN = "pretrain --steps 2 --batch 4 --out new.pt --device cpu".split()
+PRETRAIN = "--steps 2 --batch 4 --out new.pt --device cpu".split()
 SAMPLE = "--n 2 --steps 2 --out new.png --device cpu".split()
 
 
@@ -136,7 +137,7 @@ REFUSED = [
     ("train", "--seed x", "'x'", "int"),
     ("train", "--size 4", "--size 4", "at least 8"),
     ("train", "--peek -1", "--peek -1", "0 or more"),
-    ("train", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
+    ("train", "--unet imagenet", "--unet imagenet", "small, photos"),
     ("train", "--speed 3", "--speed 3", "unrecognized arguments"),
     ("train", "--timesteps late", "--timesteps late", "uniform or middle"),
     ("train", "--weighting steep", "--weighting steep", "flat or even"),
@@ -158,8 +159,8 @@ REFUSED = [
     ("train", "--data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
     ("train", "--data folder:colour --base colour.pt --size 18", "side 18", "a side that 4 divides"),
     ("train", "--data folder:colour --base colour.pt --size 9", "side 9", "a side that 4 divides"),
-    ("train", "--base lost.pt", "lost.pt", "train.py pretrain"),
-    ("train", "--base data", "data", "train.py pretrain"),
+    ("train", "--base lost.pt", "lost.pt", "pretrain.py"),
+    ("train", "--base data", "data", "pretrain.py"),
     ("train", "--base half.pt", "half.pt", "expected a file written by"),
     ("train", "--base empty.pt", "empty.pt", "expected a file written by"),
     ("train", "--base list.pt", "list.pt", "expected a file written by"),
@@ -196,12 +197,15 @@ REFUSED = [
     ("pretrain", "--seed -1", "--seed -1", "0 to 2^32 - 1"),
     ("pretrain", "--epsilon 1", "--epsilon 1", "unrecognized arguments"),
     ("pretrain", "--device tpu", "'tpu'", "cpu"),
-    ("pretrain", "--preset imagenet", "--preset imagenet", "mnist, fashion"),
-    ("pretrain", "--data mnits", "--data mnits", "glyphs, clothes or a data set"),
+    ("pretrain", "--unet imagenet", "--unet imagenet", "small, photos"),
+    ("pretrain", "--data mnits", "--data mnits", "glyphs, clothes, mnist"),
     ("pretrain", "--data folder:colour", "3 channels", "expected 1 channels"),
     ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
-    ("pretrain", "--base lost.pt", "lost.pt", "train.py pretrain"),
+    ("pretrain", "--base lost.pt", "lost.pt", "pretrain.py"),
     ("pretrain", "--size 7", "--size 7", "at least 8"),
+    ("pretrain", "--autoencoder lost.pt", "lost.pt", "pretrain.py autoencoder"),
+    ("pretrain", "--autoencoder base.pt", "base.pt holds no autoencoder", "pretrain.py autoencoder"),
+    ("pretrain", "--resume", "nothing to resume", "new.pt.checkpoint"),
     ("pretrain", "--out data", "--out data", "choose another --out"),
     ("pretrain", "--out base.pt", "--out base.pt exists", "choose another --out"),
     ("pretrain", "--out notes.txt/base.pt", "notes.txt", "expected"),
@@ -214,7 +218,7 @@ REFUSED = [
     ("sample", "garbage-adapter", "garbage-adapter", "train it again"),
     ("sample", "code-adapter", "code-adapter", "train it again"),
     ("sample", "other-adapter", "other-adapter", "train it again"),
-    ("sample", "lost-base", "lost.pt", "train.py pretrain"),
+    ("sample", "lost-base", "lost.pt", "pretrain.py"),
     ("sample", "finished --n 0", "--n 0", "at least 1"),
     ("sample", "finished --n many", "'many'", "int"),
     ("sample", "finished --batch 0", "--batch 0", "at least 1"),
@@ -251,7 +255,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
     if program == "sample":
         code, _, err = call(sample.main, flags[0], *SAMPLE, *flags[1:])
     elif program == "pretrain":
-        code, _, err = call(train.main, *PRETRAIN, *flags)
+        code, _, err = call(pretrain.main, *PRETRAIN, *flags)
     else:
         code, _, err = finetune("--out", "run", *flags)
     after = snapshot(world)
@@ -281,7 +285,7 @@ def test_without_a_network_the_missing_data_are_named_in_one_line(world, tmp_pat
 @pytest.mark.parametrize("steps", [1, 20])
 def test_pretraining_of_any_length_ends(steps, tmp_path):
     """20 steps: 5% of them are one, a warm-up of zero length."""
-    code, _, err = call(train.main, *PRETRAIN, "--steps", steps, "--out", tmp_path / "base.pt")
+    code, _, err = call(pretrain.main, *PRETRAIN, "--steps", steps, "--out", tmp_path / "base.pt")
     assert code == 0 and ddpm.load_unet(tmp_path / "base.pt"), err
 
 
@@ -415,7 +419,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_pat
         monkeypatch.chdir(world)
         assert finetune("--out", tmp_path / "run", "--seed", 4, "--resume")[0] == 0, "the run can still be finished"
     else:
-        argv = dict(pretrain=[train.main, *PRETRAIN, "--out", tmp_path / "base.pt"],
+        argv = dict(pretrain=[pretrain.main, *PRETRAIN, "--out", tmp_path / "base.pt"],
                     sample=[sample.main, "finished", *SAMPLE, "--n", 50, "--out", tmp_path / "grid.png"])[program]
         with FullDisk(1_500):
             code, _, err = call(*argv)

@@ -189,23 +189,6 @@ def test_private_gradients_draw_and_weight_t_as_declared(timesteps, weighting, m
     assert torch.equal(t, expected) and how == dict(weighting=weighting)
 
 
-def test_pretraining_makes_a_base_that_loads(tmp_path):
-    done = command("pretrain", "--steps", 2, "--batch", 4, "--out", tmp_path / "base.pt", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert sum(p.numel() for p in ddpm.load_unet(tmp_path / "base.pt").parameters()) < 1_000_000
-
-
-@pytest.mark.parametrize("drawn", train.DRAWN)
-def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path, place):
-    """Two steps of a vanishing rate leave the given weights where they were; without --base they start elsewhere."""
-    before = ddpm.load_unet(place / "base.pt").state_dict()
-    for name, base in (("on", str(place / "base.pt")), ("new", "")):
-        train.pretrain(train.Pretrain(data=drawn, base=base, steps=2, batch=2, lr=1e-9, out=str(tmp_path / name), device="cpu"))
-    on, new = (ddpm.load_unet(tmp_path / name).state_dict() for name in ("on", "new"))
-    assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
-    assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name]) for name in before)
-
-
 @pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])
 def test_the_shipped_bases_are_small_and_load(name):
     assert (ROOT / "assets" / name).stat().st_size <= 4_000_000

@@ -1,0 +1,193 @@
+"""autoencoder.py -- a smaller space to diffuse in: x -> z = E(x), sixteen times fewer positions, and back, D(z).
+
+KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec. 3.1), trained on public images alone and then
+frozen. ddpm.py, dpsgd.py and the private loop work on z exactly as on x:
+
+    E reads one image alone, so two sets of images that differ by one image become two sets of latents that differ by
+    one latent, and DP-SGD on latents promises the same (epsilon, delta). The one number that z is scaled by is part of
+    the public file: a scale measured on the private images would let every image move everybody's z.
+
+  $ python autoencoder.py     # originals above reconstructions, and the size of both: runs/autoencoder.png
+"""
+import math
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import checkpoint
+import data
+
+
+class Block(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))): (n, c, h, w) -> the same. GroupNorm: no image sees another."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Upsample(nn.Module):
+    """Twice the side: every pixel four times, then a convolution. (n, c_in, h, w) -> (n, c_out, 2h, 2w)."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Autoencoder(nn.Module):
+    """E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W).
+
+    One level for each of `multipliers`, each half as large as the one before: f = 2^(levels - 1), so (1, 2) is the
+    paper's f = 2 and (1, 2, 4) is f = 4. `blocks` residual blocks a level. No attention: any side that f divides will do.
+    """
+
+    def __init__(self, image_channels: int = 3, channels: int = 32, multipliers: tuple = (1, 2, 4), blocks: int = 1,
+                 latent_channels: int = 4):
+        super().__init__()
+        self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
+                           blocks=blocks, latent_channels=latent_channels)
+        self.latent_channels, self.f = latent_channels, 2 ** (len(multipliers) - 1)
+        self.register_buffer("scale", torch.ones(()))                    # z = scale * mean; a public constant, see measure_scale
+        widths = [channels * m for m in multipliers]
+
+        down = [nn.Conv2d(image_channels, widths[0], 3, padding=1)]
+        for level, width in enumerate(widths):
+            down += [Block(width) for _ in range(blocks)]
+            if level < len(widths) - 1:
+                down.append(nn.Conv2d(width, widths[level + 1], 3, stride=2, padding=1))
+        down += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * latent_channels, 3, padding=1)]
+        self.encoder = nn.Sequential(*down)
+
+        up = [nn.Conv2d(latent_channels, width, 3, padding=1), Block(width)]
+        for level, width in reversed(list(enumerate(widths))):
+            up += [Block(width) for _ in range(blocks)]
+            if level > 0:
+                up.append(Upsample(width, widths[level - 1]))
+        up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        self.decoder = nn.Sequential(*up)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z | x) = N(mu(x), diag sigma^2(x)) as (mu, log sigma^2), unscaled.      [Kingma & Welling 2014, Eq. 9]"""
+        mu, log_var = self.encoder(x).chunk(2, dim=1)
+        return mu, log_var.clamp(-30, 20)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The picture of an unscaled z."""
+        return self.decoder(z)
+
+
+def kl(mu: Tensor, log_var: Tensor) -> Tensor:
+    """(n,): KL( N(mu, sigma^2) || N(0, I) ) in nats, summed over z.                 [Kingma & Welling 2014, App. B]"""
+    return (0.5 * (mu.square() + log_var.exp() - 1 - log_var)).flatten(1).sum(1)
+
+
+def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+    """(n,): ( |x - D(mu + sigma noise)|_1 + w KL ) / (number of values of x).       [LDM Eq. 25, without its critics]
+
+    noise ~ N(0, I), of z's shape. The small w keeps z near N(0, I), and D used to a z that is a little off, as a
+    sampler's is.
+    """
+    mu, log_var = model.encode(x)
+    z = mu + (0.5 * log_var).exp() * noise                               # Kingma & Welling's reparameterisation
+    error = (model.decode(z) - x).abs().flatten(1).sum(1)
+    return (error + kl_weight * kl(mu, log_var)) / x[0].numel()
+
+
+# -----------------------------------------------------------------------------
+# images <-> latents, as diffusion sees them
+
+
+@torch.no_grad()
+def to_latents(model: Autoencoder, images: Tensor, batch: int = 256) -> Tensor:
+    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, H/f, W/f), on the model's device.
+
+    Guarantee: latent i depends on image i and on public constants, and on nothing else
+    """
+    device = model.scale.device
+    parts = [model.scale * model.encode(data.to_float(part.to(device)))[0] for part in images.split(batch)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def to_images(model: Autoencoder, z: Tensor, batch: int = 256) -> Tensor:
+    """D(z / scale) as uint8 images: float (N, c, h, w) -> (N, C, f h, f w)."""
+    return torch.cat([data.to_uint8(model.decode(part / model.scale)) for part in z.split(batch)])
+
+
+@torch.no_grad()
+def measure_scale(model: Autoencoder, public_images: Tensor) -> None:
+    """Set scale to 1 / (standard deviation of mu over PUBLIC images), so that z is about as large as the noise.
+
+    Source: Rombach et al. 2022, App. G, who take it from the first training batch: in a private run that is a leak.
+    """
+    model.scale.fill_(1)
+    model.scale.fill_(1 / to_latents(model, public_images).std().item())
+
+
+def psnr(images: Tensor, others: Tensor) -> float:
+    """Mean over images of 10 log10(255^2 / mean squared error), in dB; uint8 (N, C, H, W) both."""
+    mse = (images.float() - others.float()).square().flatten(1).mean(1)
+    return (20 * math.log10(255) - 10 * mse.clamp(min=1e-9).log10()).mean().item()
+
+
+# -----------------------------------------------------------------------------
+# on disk: half precision, which no eye sees, and half the download
+
+
+def state(model: Autoencoder) -> dict:
+    """Shape and weights, for a file; float16, but the scale as it was measured."""
+    weights = {name: p.detach().cpu().half() for name, p in model.state_dict().items()}
+    return dict(config=model.config, model=dict(weights, scale=model.scale.detach().cpu().clone()))
+
+
+def from_state(saved: dict) -> Autoencoder:
+    """The autoencoder that `state` describes, frozen: private data never moves a weight of E or D."""
+    model = Autoencoder(**saved["config"])
+    model.load_state_dict(saved["model"])
+    return model.requires_grad_(False)
+
+
+def save(path: Path, model: Autoencoder) -> None:
+    """Write a public autoencoder; replaces `path` at once."""
+    checkpoint.save(Path(path), dict(autoencoder=state(model)), mode=0o644)
+
+
+def load(path: Path) -> Autoencoder:
+    """Read the autoencoder in `path`: a file of its own, or a base that was trained in its latents.
+
+    Errors: missing, truncated or foreign file, a base of pixels -> ValueError in one line
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no autoencoder at {path}; make one with `python pretrain.py autoencoder`")
+    try:
+        return from_state(torch.load(path, map_location="cpu", weights_only=True)["autoencoder"])
+    except Exception as e:
+        raise ValueError(f"{path} holds no autoencoder ({type(e).__name__}); expected a file written by "
+                         f"`python pretrain.py autoencoder`, or a base made in its latents") from None
+
+
+if __name__ == "__main__":
+    from torchvision.utils import save_image
+    model = load(data.ASSETS / "autoencoder.pt")
+    images, _ = data.load("cells", "test")                               # never seen: it was trained on photographs of the world
+    images = images[:: len(images) // 16][:16]
+    z = to_latents(model, images)
+    back = to_images(model, z)
+    Path("runs").mkdir(exist_ok=True)
+    save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
+    bits = kl(*model.encode(data.to_float(images))).mean() / math.log(2)
+    print(f"x {tuple(images.shape[1:])} = {images[0].numel():,} numbers -> z {tuple(z.shape[1:])} = {z[0].numel():,}, "
+          f"{images[0].numel() // z[0].numel()} times fewer; f = {model.f}")
+    print(f"z has standard deviation {z.std():.2f} here, 1 on public images, and tells {bits:.0f} bits of each image [the KL term]")
+    print(f"{psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, D(E(x)) below")

@@ -1,0 +1,227 @@
+"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images. Nothing private is read.
+
+The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that nobody owns, or that are public for you; with
+--autoencoder the same loop on their latents (Rombach et al. 2022, Sec. 3.2).
+
+  $ python pretrain.py                                            # drawn digits: assets/base.pt again, as runs/base.pt
+  $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/autoencoder.pt
+  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out runs/base-photos.pt
+
+Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all is done.
+"""
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import autoencoder
+import checkpoint
+import clothes
+import data
+import ddpm
+import presets
+import sample
+import train
+
+DRAWN = {"glyphs": data.glyphs, "clothes": clothes.clothes}              # public images that code draws
+HELD_OUT = 20                                                            # every 20th public photograph only measures
+SAVE_EVERY = 500                                                         # steps between checkpoints
+KL_WEIGHT = 0.01                                                         # w of autoencoder.loss, nats -> grey value
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    data: str = "glyphs"           # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
+    data_dir: str = ""             # where their files are
+    size: int = 64                 # side in pixels of the images of folder:
+    unet: str = "small"            # shape of the UNet, a key of presets.UNETS
+    base: str = ""                 # a public base to go on from (default: random weights)
+    autoencoder: str = ""          # diffuse in this autoencoder's latents (default: in pixels)
+    weighting: str = "flat"        # weight of t in the loss: see ddpm.loss
+    flip: bool = False             # mirror half of the images: for photographs, not for digits
+    crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
+    steps: int = 30_000            # optimiser steps
+    batch: int = 128               # images per step
+    lr: float = 1e-3               # peak learning rate of Adam (one cycle)
+    ema: float = 0.999             # decay of the running average that is saved, per step
+    drop: float = 0.1              # share of labels replaced by the null class, for guidance
+    seed: int = 0                  # public data, public seed
+    device: str = "auto"           # auto, cuda, mps or cpu
+    out: str = "runs/base.pt"      # where the model goes; a file that exists is never overwritten
+    resume: bool = False           # go on from the state that an interrupted run left beside --out
+
+
+def check(s: Settings) -> None:
+    """Refuse what has no meaning, in one line."""
+    if s.data not in DRAWN and s.data not in data.KNOWN and not s.data.startswith("folder:"):
+        raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)} or folder:PATH")
+    if s.unet not in presets.UNETS:
+        raise ValueError(f"--unet {s.unet}: expected one of {', '.join(presets.UNETS)}")
+    if s.weighting not in ddpm.WEIGHTINGS:
+        raise ValueError(f"--weighting {s.weighting}: expected one of {', '.join(ddpm.WEIGHTINGS)}")
+    for name in ("size", "crop"):
+        if getattr(s, name) < 8:
+            raise ValueError(f"--{name} {getattr(s, name)}: expected a side of at least 8 pixels")
+    for name in ("steps", "batch"):
+        if getattr(s, name) < 1:
+            raise ValueError(f"--{name} {getattr(s, name)}: expected a whole number, at least 1")
+    if not 0 < s.lr < math.inf:
+        raise ValueError(f"--lr {s.lr}: expected a number above 0")
+    for name in ("ema", "drop"):
+        if not 0 <= getattr(s, name) < 1:
+            raise ValueError(f"--{name} {getattr(s, name)}: expected at least 0 and below 1")
+    if not 0 <= s.seed < 2**32:
+        raise ValueError(f"--seed {s.seed}: expected 0 to 2^32 - 1")
+    if Path(s.out).exists():
+        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it away")
+
+
+def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Tensor]) -> dict[str, Tensor]:
+    """s.steps steps of Adam on loss(generator); the running average of model's weights, name -> tensor.
+
+    All randomness comes from that one generator, so that a resumed run is the run that was not interrupted.
+    """
+    params, generator = dict(model.named_parameters()), torch.Generator().manual_seed(s.seed)
+    average = ddpm.EMA(params, s.ema)
+    optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
+    warm_up = 0.05 + 1e-9                                                # + : 20 steps divide by 0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=warm_up)
+    kept = Path(s.out + ".checkpoint")
+    settings = dict(dataclasses.asdict(s), resume=True, device="")
+    done = 0
+    if s.resume:
+        state = checkpoint.load(kept, settings)
+        done, average.updates = state["step"], state["updates"]
+        model.load_state_dict(state["model"])
+        for name, p in state["average"].items():
+            average.shadow[name].copy_(p)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+    elif kept.exists():
+        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete it")
+    stop = checkpoint.stop_cleanly()
+    mean, begin = None, time.time()
+    for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public")):
+        value = loss(generator)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        average.update(params)
+        if step % 50 == 0 or step == s.steps:
+            mean = value.item() if mean is None else 0.9 * mean + 0.1 * value.item()
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if step % SAVE_EVERY == 0 or step == s.steps or stop.is_set():
+            checkpoint.save(kept, dict(settings=settings, step=step, model=model.state_dict(), average=average.shadow,
+                                       updates=average.updates, optimizer=optimizer.state_dict(),
+                                       schedule=schedule.state_dict(), generator=generator.get_state()))
+        if stop.is_set() and step < s.steps:
+            sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
+    print(f"{s.steps} steps of {s.batch}, {(time.time() - begin) / 60:.0f} minutes since the start or --resume, loss {mean:.4f}")
+    return average.shadow
+
+
+def pretrain(s: Settings) -> None:
+    """The public base: a UNet that predicts the noise in public images, or in their latents."""
+    device, out = sample.pick_device(s.device), Path(s.out)
+    checkpoint.try_writing(out.parent)
+    torch.manual_seed(s.seed)
+    coder = autoencoder.load(Path(s.autoencoder)).to(device) if s.autoencoder else None
+    model = ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**presets.UNETS[s.unet])
+    model.to(device)
+    draw = DRAWN.get(s.data)
+    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size)
+    if coder is not None:
+        mirrored = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []
+        images = torch.stack([autoencoder.to_latents(coder, images), *mirrored]).cpu()
+    elif not draw:
+        images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
+
+    train.fits(model, images if draw else images[0], classes, s)
+
+    def loss(generator):
+        if draw:
+            x0, labels = draw(s.batch, generator)
+        else:
+            side = torch.randint(len(images), (s.batch,), generator=generator)
+            pick = torch.randint(len(classes), (s.batch,), generator=generator)
+            x0, labels = data.to_float(images[side, pick]), classes[pick]
+        if model.classes is not None:
+            labels[torch.rand(s.batch, generator=generator) < s.drop] = model.classes
+        t, noise = ddpm.draw_t_and_noise(x0, 1, generator)
+        with ddpm.autocast(device):
+            return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
+                             weighting=s.weighting).mean()
+
+    print(f"public base on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
+    ddpm.save_unet(out, model, optimise(s, model, loss), coder)
+    Path(s.out + ".checkpoint").unlink()
+    print(f"wrote {out}")
+
+
+def train_autoencoder(s: Settings) -> None:
+    """E and D on random crops of public photographs, then the public scale of z."""
+    device, out = sample.pick_device(s.device), Path(s.out)
+    checkpoint.try_writing(out.parent)
+    torch.manual_seed(s.seed)
+    images, _ = data.load(s.data, "train", s.data_dir or None, s.size)
+    held_out = torch.arange(len(images)) % HELD_OUT == 0
+    test, images = images[held_out], images[~held_out]
+    model = autoencoder.Autoencoder(images.shape[1]).to(device)
+    room = images.shape[-1] - s.crop + 1
+    if room < 1 or s.crop % model.f:
+        raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' {images.shape[-1]}")
+
+    def loss(generator):
+        pick = torch.randint(len(images), (s.batch,), generator=generator).tolist()
+        y, x = torch.randint(room, (2, s.batch), generator=generator).tolist()
+        pieces = [images[i, :, top:top + s.crop, left:left + s.crop] for i, top, left in zip(pick, y, x)]
+        pieces = data.to_float(torch.stack(pieces))
+        mirrored = torch.rand(s.batch, generator=generator) < 0.5
+        pieces = torch.where(mirrored[:, None, None, None], pieces.flip(3), pieces)
+        small = s.crop // model.f
+        noise = torch.randn(s.batch, model.latent_channels, small, small, generator=generator)
+        with ddpm.autocast(device):
+            return autoencoder.loss(model, pieces.to(device), noise.to(device), KL_WEIGHT).mean()
+
+    print(f"autoencoder on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
+    average = optimise(s, model, loss)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(average[name])
+    autoencoder.measure_scale(model, images[:10_000])
+    autoencoder.save(out, model)
+    Path(s.out + ".checkpoint").unlink()
+    model = autoencoder.load(out).to(device)                             # as stored, in half precision
+    back = autoencoder.to_images(model, autoencoder.to_latents(model, test)).cpu()
+    print(f"wrote {out}; {len(test)} held-out public images: {autoencoder.psnr(test, back):.2f} dB")
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    stage = train_autoencoder if argv[:1] == ["autoencoder"] else pretrain
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")       # one line, exit code 2
+    for f in dataclasses.fields(Settings):
+        kind = dict(action="store_true") if f.type is bool else dict(type=f.type)
+        parser.add_argument("--" + f.name.replace("_", "-"), default=f.default, **kind)
+    try:
+        s = Settings(**vars(parser.parse_args(argv[1:] if stage is train_autoencoder else argv)))
+        check(s)
+        stage(s)
+    except (ValueError, OSError) as e:
+        parser.error(str(e))
+
+
+if __name__ == "__main__":
+    main()

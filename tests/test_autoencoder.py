@@ -1,0 +1,96 @@
+"""Theorems about autoencoder.py: what a latent depends on, and that the loss is the one in the paper."""
+import math
+
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+import torch.nn as nn
+
+import autoencoder
+import data
+
+IMAGES = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return autoencoder.Autoencoder(channels=8)
+
+
+@pytest.mark.parametrize("multipliers, f", [((1,), 1), ((1, 2), 2), ((1, 2, 4), 4), ((1, 1, 2, 2), 8)])
+def test_f_is_two_to_the_number_of_halvings(multipliers, f):
+    model = autoencoder.Autoencoder(channels=8, multipliers=multipliers)
+    mu, log_var = model.encode(torch.zeros(2, 3, 16, 16))
+    assert model.f == f and mu.shape == log_var.shape == (2, 4, 16 // f, 16 // f)
+    assert model.decode(mu).shape == (2, 3, 16, 16)
+
+
+def test_the_encoder_reads_one_image_alone(model):
+    """Change image 2 of a batch beyond recognition: the latents of the others do not move by one bit."""
+    others = torch.tensor([0, 1, 3, 4, 5])
+    changed = IMAGES.clone()
+    changed[2] = 255 - changed[2]
+    before, after = autoencoder.to_latents(model, IMAGES), autoencoder.to_latents(model, changed)
+    assert torch.equal(before[others], after[others]) and not torch.equal(before[2], after[2])
+
+
+def test_no_layer_averages_over_the_batch(model):
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+
+
+def test_kl_equals_numerical_integration():
+    mu, sigma = 0.7, 0.4
+    q, p = scipy.stats.norm(mu, sigma), scipy.stats.norm(0, 1)
+    exact, _ = scipy.integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mu - 10 * sigma, mu + 10 * sigma)
+    ours = autoencoder.kl(torch.full((1, 2, 3, 3), mu), torch.full((1, 2, 3, 3), 2 * math.log(sigma)))
+    assert ours.item() == pytest.approx(18 * exact, rel=1e-5)
+
+
+def test_the_loss_is_L1_plus_w_times_kl_per_value_of_x(model):
+    x = data.to_float(IMAGES)
+    noise = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    mu, log_var = model.encode(x)
+    back = model.decode(mu + log_var.exp().sqrt() * noise)
+    for i, value in enumerate(autoencoder.loss(model, x, noise, 0.5)):
+        expected = (back[i] - x[i]).abs().mean() + 0.5 * autoencoder.kl(mu[i:i + 1], log_var[i:i + 1])[0] / (3 * 16 * 16)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes_the_scale(model):
+    autoencoder.measure_scale(model, IMAGES)
+    z = autoencoder.to_latents(model, IMAGES)
+    assert z.std().item() == pytest.approx(1, rel=1e-4)
+    mu, _ = model.encode(data.to_float(IMAGES))
+    assert torch.equal(autoencoder.to_images(model, z), data.to_uint8(model.decode(z / model.scale)))
+    torch.testing.assert_close(z / model.scale, mu)
+
+
+def test_latents_are_the_same_whatever_the_batch(model):
+    torch.testing.assert_close(autoencoder.to_latents(model, IMAGES, batch=1), autoencoder.to_latents(model, IMAGES, batch=4),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_gives_back_the_scale_exactly_and_the_weights_to_half_precision_frozen(model, tmp_path):
+    autoencoder.measure_scale(model, IMAGES)
+    autoencoder.save(tmp_path / "autoencoder.pt", model)
+    back = autoencoder.load(tmp_path / "autoencoder.pt")
+    assert torch.equal(back.scale, model.scale)
+    assert not any(p.requires_grad for p in back.parameters())
+    for name, p in model.named_parameters():
+        assert torch.equal(back.get_parameter(name), p.detach().half().float())
+
+
+def test_a_missing_or_foreign_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "foreign.pt").write_bytes(b"not a model")
+    torch.save(dict(config={}, model={}), tmp_path / "pixels.pt")        # a base that works in pixels
+    for name in ("missing.pt", "foreign.pt", "pixels.pt"):
+        with pytest.raises(ValueError, match="autoencoder") as e:
+            autoencoder.load(tmp_path / name)
+        assert "\n" not in str(e.value)
+
+
+def test_psnr_of_an_error_of_one_grey_level():
+    images = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    assert autoencoder.psnr(images, images + 1) == pytest.approx(20 * math.log10(255), rel=1e-6)
