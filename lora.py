@@ -145,6 +145,32 @@ def train_only(model: nn.Module, what: str) -> int:
     return len(chosen)
 
 
+def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
+    """Give `model` a table of `classes` private classes in place of its public ones; the null class stays the last row.
+
+    start "null": each private class begins as the null class; "mean": as the mean of all public classes; else names of
+    public classes, "bullfrog,sports car,...", one for each private class. All of that is public knowledge: a start
+    that looks at the private images, or counts them, would be a leak.
+    Rows of public classes that no private image can have would get noise and no gradient: they are gone.
+    Errors: a name that the base does not know, or another number of names than classes -> ValueError
+    """
+    old = model.class_embedding.weight.detach()
+    if start == "null":
+        rows = old[-1:].expand(classes, -1)
+    elif start == "mean":
+        rows = old[:-1].mean(0, keepdim=True).expand(classes, -1)
+    else:
+        known, wanted = model.config.get("names") or [], [name.strip() for name in start.split(",")]
+        unknown = [name for name in wanted if name not in known]
+        if unknown or len(wanted) != classes:
+            raise ValueError(f"{len(wanted)} public classes ({start}) for {classes} private ones, unknown to the base: "
+                             f"{', '.join(unknown) or 'none'}; expected null, mean or one name of the base's for each class")
+        rows = old[[known.index(name) for name in wanted]]
+    table = torch.cat([rows, old[-1:]])
+    model.class_embedding = nn.Embedding(*table.shape, _weight=table)
+    model.classes, model.config = classes, dict(model.config, classes=classes)
+
+
 def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(trainable, frozen): two dicts name -> tensor that together hold every parameter and buffer."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
