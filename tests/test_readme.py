@@ -1,6 +1,7 @@
 """Theorems about the documents: what they name exists."""
 import ast
 import dataclasses
+import functools
 import json
 import re
 import shlex
@@ -33,6 +34,7 @@ README, CLAIMS, TUNING, RESULTS, BASE = (TEXT[ROOT / name] for name in (
     "README.md", "docs/claims.md", "docs/tuning.md", "docs/results.md", "docs/base.md"))
 
 
+@functools.cache
 def names(path):
     """All functions and classes (and methods) that a file defines."""
     return {node.name for node in ast.walk(ast.parse(path.read_text()))
