@@ -135,7 +135,7 @@ def os_generator(seed: int | None = None) -> torch.Generator:
     """A CPU generator seeded by the operating system, or reproducibly by `seed` (then the noise is not secret).
 
     torch seeds its Mersenne Twister with 32 bits, few enough to try them all; here all 624 words of its
-    state come from os.urandom. It is still no cryptographic generator (README: what is not guaranteed).
+    state come from os.urandom. It is still no cryptographic generator (docs/privacy.md).
     """
     generator = torch.Generator()
     if seed is not None:

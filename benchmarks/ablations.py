@@ -167,7 +167,7 @@ def groups(rows: list[dict], name: str) -> list[list[dict]]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown for the README: one table an experiment and way of judging, mean ± spread over the seeds."""
+    """Markdown for docs/claims.md: one table an experiment and way of judging, mean ± spread over the seeds."""
     text, last = [], None
     for g in (g for name in SHOWN for g in groups(sorted(rows, key=lambda row: row["scale"]), name)):
         r, way = g[0], [g[0][c] for c in ("experiment", "scale", "images", "sample_steps", "epochs", "device", "torch")]

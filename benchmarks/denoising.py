@@ -1,6 +1,6 @@
 """denoising.py -- how well does a run's adapter denoise real test images, t by t? The cheapest judge of settings.
 
-NOT PRIVATE: it reads real images. benchmarks/tuning.md says what was chosen by it. A small lot that gets the noise of
+NOT PRIVATE: it reads real images. docs/tuning.md says what was chosen by it. A small lot that gets the noise of
 a large one stands in for a long run: `train.py --B 512 --epsilon 490 --accountant rdp` has the sigma / B of `--B 4096 --epsilon 10`.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other

@@ -1,4 +1,4 @@
-"""plots.py -- the README's plots, drawn by the repository's own functions.
+"""plots.py -- the plot of docs/privacy.md, drawn by the repository's own functions.
 
   $ pip install -r requirements-peers.txt && python benchmarks/plots.py          # assets/epsilon.png, seconds
 """

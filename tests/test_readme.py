@@ -1,7 +1,10 @@
 """Theorems about the documents: what they name exists."""
 import ast
 import dataclasses
+import functools
+import json
 import re
+import shlex
 
 import pytest
 
@@ -11,36 +14,64 @@ import lora
 import train
 from conftest import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "tuning.md", *sorted(ROOT.glob("exercises/*.md"))]
-TEXT = {path: path.read_text() for path in DOCUMENTS}
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*PAGES, *sorted(ROOT.glob("exercises/*.md"))]
 
 
+def unwrapped(text):
+    """A command may go on after a backslash, and `code` in prose on the next line: each on one line again."""
+    parts = text.replace("\\\n", " ").split("```")
+    parts[::2] = [re.sub(r"`[^`]*`", join_lines, prose) for prose in parts[::2]]     # the others: code blocks
+    return "```".join(parts)
+
+
+def join_lines(code):
+    return code[0].replace("\n", " ")
+
+
+TEXT = {path: unwrapped(path.read_text()) for path in DOCUMENTS}
+README, CLAIMS, TUNING, RESULTS, BASE = (TEXT[ROOT / name] for name in (
+    "README.md", "docs/claims.md", "docs/tuning.md", "docs/results.md", "docs/base.md"))
+
+
+@functools.cache
 def names(path):
     """All functions and classes (and methods) that a file defines."""
     return {node.name for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def anchors(path):
+    """GitHub's names of a page's headings."""
+    headings = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_link_and_anchor_leads_somewhere(path):
-    anchors = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).strip().replace(" ", "-")
-               for line in TEXT[path].splitlines() if line.startswith("#")}
     for target in re.findall(r"\]\(([^)]+)\)", TEXT[path]):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("http"):
-            assert (path.parent / target.split("#")[0]).exists(), target
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), target
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_function_and_test_that_is_named_exists(path):
     for file, name in re.findall(r"`([\w/]+\.py):(\w+)", TEXT[path]):
-        assert name in names(ROOT / file) or re.search(rf"^{name} =", (ROOT / file).read_text(), re.M), f"{file}:{name}"
+        constant = re.search(rf"^{name} =", (ROOT / file).read_text(), re.M)
+        assert name in names(ROOT / file) or constant, f"{file}:{name}"
     for file, name in re.findall(r"`(?:tests/)?(test_\w+\.py)::(\w+)", TEXT[path]):
         assert name in names(ROOT / "tests" / file), f"{file}::{name}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_command_has_its_script_and_every_flag_exists(path):
     for script, rest in re.findall(r"python ([\w/]+\.py)((?: [^`\n#|&]*)?)", TEXT[path]):
         source = (ROOT / script).read_text()                             # the script exists
@@ -53,49 +84,85 @@ def test_every_command_has_its_script_and_every_flag_exists(path):
         assert set(flags) <= known, f"{script}: {set(flags) - known}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_file_that_is_named_exists(path):
-    made_by_a_run = {"grid.png", "samples.npz", "samples.png", "adapter_model.bin", "adapter_config.json", "privacy.json",
-                     "config.json", "metrics.csv", "checkpoint.pt", "evaluation.json", "neighbours.png"}
+    made_by_a_run = {"grid.png", "samples.npz", "samples.png", "adapter_model.bin", "adapter_config.json",
+                     "privacy.json", "config.json", "metrics.csv", "checkpoint.pt", "evaluation.json",
+                     "neighbours.png"}
     for name in re.findall(r"`([\w./-]+\.(?:py|md|txt|pt|toml|png|npz|csv|bin|json))`", TEXT[path]):
         if name not in made_by_a_run and not name.startswith("runs/"):
-            assert (ROOT / name).exists() or (path.parent / name).exists() or (ROOT / "tests" / name).exists(), name
+            places = (ROOT, path.parent, ROOT / "tests")
+            assert any((place / name).exists() for place in places), name
 
 
 def test_readme_says_the_two_commands():
-    for command in ("pip install -r requirements.txt && python train.py\n", "pip install -r requirements.txt && python -m pytest\n"):
-        assert command in TEXT[ROOT / "README.md"]
+    for program in ("train.py", "-m pytest"):
+        assert f"pip install -r requirements.txt && python {program}\n" in README
+
+
+def test_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text().split()) <= 1800
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_lines_are_at_most_110_characters(path):
+    """Tables, which Markdown cannot wrap, excepted."""
+    long = [line for line in path.read_text().splitlines() if len(line) > 110 and not line.startswith("|")]
+    assert not long, long
 
 
 def test_the_readmes_figures_are_the_codes():
-    """Those that can be computed again: weights, the default plan, the published multiplicity's price."""
-    readme = TEXT[ROOT / "README.md"]
+    """Those that can be computed again: weights, and the default plan."""
     s = train.check(train.Finetune())
     model = ddpm.load_unet(ROOT / s.base)
     base = sum(p.numel() for p in model.parameters())
     lora.inject(model, s.rank, s.lora_alpha)
     trained = sum(p.numel() for p in lora.split(model)[0].values())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
-    for figure in (f"{base:,} weights", f"training {trained:,} of", f"sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
+    assert f"{base:,} weights" in BASE
+    for figure in (f"training {trained:,} of", f"sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
                    f"B = {s.B:,}, q = B/N = {s.B / s.N:.5f}, T = {s.steps} steps", "479,232"):
-        assert figure in readme, figure
-    for name, K in (("mnist", 12), ("cifar10", 8), ("celeba64", 4)):
-        p = train.check(train.parse(train.Finetune, ["--preset", name])[1])
-        sigma = accountant.calibrate(10, p.delta, p.B / p.N, p.steps)
-        broken = accountant.epsilon(p.B / p.N, sigma / K, p.steps, p.delta)[0]
-        assert f"| {K} | {sigma:.3f} | {broken:.0f} | {sigma * K:.2f} |" in readme, (name, sigma, broken)
+        assert figure in README, figure
 
 
-def test_the_table_of_lots_and_draws_is_the_accountants():
+@pytest.mark.parametrize("name, K", [("mnist", 12), ("cifar10", 8), ("celeba64", 4)])
+def test_the_price_of_the_published_multiplicity_is_the_accountants(name, K):
+    p = train.check(train.parse(train.Finetune, ["--preset", name])[1])
+    sigma = accountant.calibrate(10, p.delta, p.B / p.N, p.steps)
+    broken = accountant.epsilon(p.B / p.N, sigma / K, p.steps, p.delta)[0]
+    assert f"| {K} | {sigma:.3f} | {broken:.0f} | {sigma * K:.2f} |" in CLAIMS
+
+
+@pytest.mark.parametrize("epsilon", [1, 10])
+def test_the_table_of_lots_and_draws_is_the_accountants(epsilon):
     """sqrt(K T) B / sigma, in thousands, for T = 150 steps and 650,000 image-draws."""
-    for epsilon in (1, 10):
-        row = []
-        for K in (1, 4, 16, 64):
-            B = round(650_000 / 150 / K)
-            row.append(f"{(K * 150) ** 0.5 * B / accountant.calibrate(epsilon, 1e-5, B / 60_000, 150) / 1e3:.1f}")
-        found = re.search(rf"^\| epsilon = {epsilon} \| \**([\d.]+)\** \| \**([\d.]+)\** \| \**([\d.]+)\** \| \**([\d.]+)\** \|$",
-                          TEXT[ROOT / "benchmarks" / "tuning.md"], re.M)
-        assert list(found.groups()) == row, epsilon
+    row = []
+    for K in (1, 4, 16, 64):
+        B = round(650_000 / 150 / K)
+        sigma = accountant.calibrate(epsilon, 1e-5, B / 60_000, 150)
+        row.append(f"{(K * 150) ** 0.5 * B / sigma / 1e3:.1f}")
+    found = re.search(rf"^\| epsilon = {epsilon} \|(.*)\|$", TUNING, re.M)[1]
+    assert [cell.strip(" *") for cell in found.split("|")] == row
+
+
+def test_readmes_results_are_those_of_the_results_page():
+    rows = re.findall(r"^\| (\S*MNIST, epsilon = \d+) \| ([\d.]+%) \| ([\d.]*) ?\| (.*) \|$", README, re.M)
+    assert len(rows) == 4
+    for name, accuracy, fid, published in rows:
+        row = re.search(rf"^\| {name} \|.*$", RESULTS, re.M)[0].replace("**", "")
+        accuracy_cell, _, fid_cell, published_cell = [cell.strip() for cell in row.split("|")][5:9]
+        assert (accuracy_cell, fid_cell, published_cell) == (accuracy, fid, published)
+
+
+@pytest.mark.parametrize("name", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1"])
+def test_the_documented_command_is_the_shipped_runs(name):
+    """Every flag that results.md gives, and every default that it leaves, is what config.json says."""
+    command = re.search(rf"^python train.py (.* --out runs/{name})$", RESULTS, re.M)[1]
+    wanted = dataclasses.asdict(train.check(train.parse(train.Finetune, shlex.split(command))[1]))
+    used = json.loads((ROOT / "assets" / name / "config.json").read_text())
+    of_the_machine = {"device", "data_dir", "chunk", "save_every", "peek", "resume"}
+    for setting in (wanted.keys() & used.keys()) - of_the_machine:
+        assert wanted[setting] == used[setting], setting
 
 
 def test_no_figure_was_left_to_fill_in():

@@ -1,7 +1,8 @@
 """run.py -- each theorem is seen to fail on the sabotage it is about, and to hold without it.
 
-  $ python tests/mutants/run.py                # all of mutants.py, two at a time: a table, exit code 1 if one survives
+  $ python tests/mutants/run.py                # all of mutants.py: a table, exit code 1 if one survives
   $ python tests/mutants/run.py noise          # those with "noise" in their name
+  $ python tests/mutants/run.py --write        # all, and the table goes to docs/sabotages.md
 
 Every mutant is a copy of the repository in which its theorem, and nothing else, is run. A mutant is killed when the
 theorem fails by its own assertion; code that merely crashes has proved nothing. The copies' tests run in forks of this
@@ -30,6 +31,16 @@ from mutants import MUTANTS, Mutant  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent.parent
 BY_ITSELF = re.compile(r"^FAILED .* - (assert |AssertionError|Failed: |UserWarning)", re.MULTILINE)
 AT_A_TIME = 2
+PAGE = """# Which broken line would the tests notice?
+
+**{answer}**
+
+A sabotage is one line of the repository broken on purpose. It counts as killed when the theorem named beside
+it fails by its own assertion; code that merely crashes has proved nothing. This page is written by
+`python tests/mutants/run.py --write`; the sabotages themselves are in `tests/mutants/mutants.py`.
+
+{table}
+"""
 
 
 def copy(folder: Path) -> None:
@@ -80,7 +91,9 @@ def run(m: Mutant, folder: Path) -> int | None:
 
 
 def main() -> None:
-    chosen, begin = [m for m in MUTANTS if (sys.argv + [""])[1] in m.name], time.time()
+    argument = (sys.argv + [""])[1]
+    write, begin = argument == "--write", time.time()
+    chosen = [m for m in MUTANTS if write or argument in m.name]
     theorems, folder = list(dict.fromkeys(m.killed_by for m in chosen)), Path(tempfile.mkdtemp(prefix="mutants-"))
     torch.set_num_threads(1)
     copy(folder / "clean")
@@ -104,12 +117,16 @@ def main() -> None:
             print(f"{len(verdicts)} of {len(chosen)}: {m.name}: killed: {verdicts[m]}", file=sys.stderr)
     shutil.rmtree(folder)
 
-    print("| sabotage | consequence for privacy | theorem that kills it | killed |\n| --- | --- | --- | --- |")
+    table = ["| sabotage | consequence for privacy | theorem that kills it | killed |",
+             "| --- | --- | --- | --- |"]
     for m in chosen:
-        print(f"| {m.name} (`{m.file}`) | {m.consequence} | `{m.killed_by}` | {verdicts[m]} |")
+        table.append(f"| {m.name} (`{m.file}`) | {m.consequence} | `{m.killed_by}` | {verdicts[m]} |")
     killed = list(verdicts.values()).count("yes")
-    print(f"\n{killed} of {len(chosen)} sabotages killed by {len(theorems)} theorems, which hold without them, "
-          f"in {time.time() - begin:.0f} s")
+    answer = (f"{killed} of {len(chosen)} sabotages killed by {len(theorems)} theorems, "
+              "which hold without them.")
+    print(*table, f"\n{answer} {time.time() - begin:.0f} s", sep="\n")
+    if write:
+        (ROOT / "docs" / "sabotages.md").write_text(PAGE.format(answer=answer, table="\n".join(table)))
     sys.exit(killed < len(chosen))
 
 
