@@ -247,12 +247,12 @@ def finetuned(s: train.Finetune, sigma: float, pictures: Tensor, labels: Tensor,
     model = ddpm.load_unet(Path(__file__).parent / s.base)
     lora.attach(model, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
     trainable, frozen = lora.split(model)
-    gradients = train.private_gradients(model, frozen, s, torch.Generator().manual_seed(seed))
+    gradients, key = train.private_gradients(model, frozen, s), torch.tensor(seed)
     secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
     for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
         lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
-        noisy = dpsgd.private_gradient(gradients, trainable, (pictures[lot], labels[lot]), C=s.C, sigma=sigma, B=s.B,
-                                       generator=secret)
+        examples = train.noised(pictures[lot], labels[lot], key, step, model.classes, s)
+        noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B, generator=secret)
         for name, p in trainable.items():
             p.grad = noisy[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)

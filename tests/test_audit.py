@@ -60,7 +60,7 @@ def test_the_canary_is_clipped_to_exactly_C_and_is_alone_in_its_direction():
     other, canary = dpsgd.norms(grads)
     assert canary > 1000 * audit.C and other > 0
     moved = dpsgd.clip_and_sum({name: g[1:] for name, g in grads.items()}, audit.C)
-    torch.testing.assert_close(moved["B"], audit.C * audit.DIRECTION)
+    torch.testing.assert_close(moved["B"], audit.C * audit.DIRECTION.double())
     assert (grads["B"][0] * audit.DIRECTION).sum() == 0 and not grads["A"].any()
 
 

@@ -11,8 +11,8 @@ FILES = {p.stem: p for p in ROOT.glob("*.py")}
 ALLOWED = {                                                              # file -> the files of ours that it may import
     "data": set(), "ddpm": {"checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(), "lora": {"checkpoint", "ddpm"},
     "sample": {"checkpoint", "data", "ddpm", "lora"},
-    "distributed": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
-    "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "lora", "presets", "sample", "statement"},
+    "distributed": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
+    "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets", "sample", "statement"},
     "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
     "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }
