@@ -111,6 +111,14 @@ def test_every_fault_is_caught(name):
     assert found.epsilon > proven, f"{name}: {found} against {proven}"
 
 
+def test_at_q_1_the_verdict_goes_by_the_tight_value(monkeypatch):
+    """A lower bound between the tight value and the proven one is a contradiction: at q = 1 tight is exact."""
+    proven, tight = audit.upper_bounds(1.0, 1.0, 1, 1e-5)
+    for epsilon, fine in ((0.999 * tight, True), ((tight + proven) / 2, False)):
+        monkeypatch.setattr(audit, "lower_bound", lambda *_: audit.Finding(epsilon, "", 0.5, 0.5))
+        assert audit.show(dpsgd.private_gradient, 1000, 1e-5, 0, **WORLD) == fine
+
+
 # --- membership
 
 def test_auc_is_the_share_of_pairs_in_the_right_order():

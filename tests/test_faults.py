@@ -76,7 +76,8 @@ def world(tmp_path_factory):
         (world / f"stopped-{name}").mkdir()
         whole = (world / "stopped" / "checkpoint.pt").read_bytes()
         (world / f"stopped-{name}" / "checkpoint.pt").write_bytes(content or whole[:len(whole) // 2])
-    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "no-json", "no-side"):
+    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "swapped-base", "no-json",
+                 "no-side"):
         shutil.copytree(world / "finished", world / name)
     config = json.loads((world / "finished" / "config.json").read_text())
     (world / "no-adapter" / "adapter_model.bin").unlink()
@@ -84,6 +85,7 @@ def world(tmp_path_factory):
     (world / "code-adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Code(), protocol=2))
     (world / "other-adapter" / "adapter_config.json").write_text("{}")
     (world / "lost-base" / "config.json").write_text(json.dumps(config | dict(base="lost.pt")))
+    (world / "swapped-base" / "config.json").write_text(json.dumps(config | dict(base="other-base.pt")))
     (world / "no-json" / "config.json").write_text("{")
     (world / "no-side" / "config.json").write_text(json.dumps(dict(base="base.pt")))
     return world
@@ -216,6 +218,7 @@ REFUSED = [
     ("sample", "code-adapter", "code-adapter", "train it again"),
     ("sample", "other-adapter", "other-adapter", "train it again"),
     ("sample", "lost-base", "lost.pt", "train.py pretrain"),
+    ("sample", "swapped-base", "other-base.pt is not the base", "expected the one whose weights have"),
     ("sample", "finished --n 0", "--n 0", "at least 1"),
     ("sample", "finished --n many", "'many'", "int"),
     ("sample", "finished --batch 0", "--batch 0", "at least 1"),
