@@ -28,7 +28,8 @@ import checkpoint
 class Schedule:
     """How much signal is left at each of the T steps; t = 0 is the least noisy, t = T - 1 nearly pure noise.
 
-    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps         [the paper's setting]
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps   [the paper; its released code is linear in
+                    sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10]
     kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
     """
     T: int = 1000
@@ -50,7 +51,7 @@ class Schedule:
 
 
 LINEAR = Schedule()
-TIMESTEPS = ("uniform", "middle")                                       # how training draws t: see draw_t_and_noise
+TIMESTEPS = ("uniform", "middle")                                       # how training draws t: see t_of
 WEIGHTINGS = ("flat", "even")                                           # how its losses are weighted: see loss
 
 
@@ -63,24 +64,38 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
-                     schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
-    """K draws of (t, noise) for each image: noise ~ N(0, I), t on 0..T-1.   [DDPM Alg. 1]
+def t_of(u: Tensor, timesteps: str = "uniform", schedule: Schedule = LINEAR) -> Tensor:
+    """The K values of t of each image, on 0..T-1, made from uniform numbers.   [DDPM Alg. 1]
 
-    The K values of t come from K equal slices of their law, one each, so that their mean loss has the same expectation
+    They come from K equal slices of their law, one each, so that their mean loss has the same expectation
     as with independent draws and varies less.                    [stratified sampling; compare Kingma et al. 2021]
     timesteps "uniform":  t/T uniform on [0, 1)                                                [DDPM, the paper]
     timesteps "middle":   t/T as Beta(2, 3): 82% of the draws are at t = 100 to 650, where shape is decided, in place
                           of 55%                                                 [after Choi et al. 2022]
+    Shapes: u (n, K) in [0, 1) -> (n, K) int64
+    """
+    K = u.shape[1]
+    if K < 1 or timesteps not in TIMESTEPS:
+        raise ValueError(f"t_of: K = {K}, timesteps = {timesteps!r}, expected at least 1 draw per image, "
+                         f"{' or '.join(TIMESTEPS)}")
+    slices = (torch.arange(K, device=u.device) + u) / K
+    if timesteps == "uniform":
+        t = (schedule.T * slices).long()
+    else:
+        x = torch.arange(1, schedule.T + 1, device=u.device) / schedule.T
+        below = x**2 * (6 - 8 * x + 3 * x**2)                            # P(t < 1), ..., P(t < T)
+        t = torch.searchsorted(below, slices, right=True)
+    return t.clamp(max=schedule.T - 1)                                   # the last slice can round up to 1
+
+
+def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
+                     schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
+    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`. For public images: what an image gets depends
+    on who comes before it; private ones get theirs from draws.py.
+
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """
-    if K < 1 or timesteps not in TIMESTEPS:
-        raise ValueError(f"draw_t_and_noise: K = {K}, timesteps = {timesteps!r}, expected at least 1 draw per image, "
-                         f"{' or '.join(TIMESTEPS)}")
-    u = torch.arange(1, schedule.T + 1, device=x0.device) / schedule.T
-    below = u if timesteps == "uniform" else u**2 * (6 - 8 * u + 3 * u**2)             # P(t < 1), ..., P(t < T)
-    slices = torch.arange(K, device=x0.device) + torch.rand((len(x0), K), device=x0.device, generator=generator)
-    t = torch.searchsorted(below, slices / K, right=True).clamp(max=schedule.T - 1)    # a slice can round up to 1
+    t = t_of(torch.rand((len(x0), K), device=x0.device, generator=generator), timesteps, schedule)
     return t, torch.randn((len(x0), K, *x0.shape[1:]), device=x0.device, generator=generator)
 
 
@@ -298,7 +313,7 @@ def _zero(layer: nn.Module) -> None:
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 for the network's forward and backward pass where the hardware is made for it, else float32 as ever.
 
-    Only what runs inside is affected: losses, and all of dpsgd.py's norms, sums and noise, stay float32.
+    Only what runs inside is affected: losses stay float32, all of dpsgd.py's norms, sums and noise float64.
     """
     fast = {"cpu": torch.cpu._is_avx512_bf16_supported, "cuda": lambda: torch.cuda.is_bf16_supported(False)}
     fast = fast[device.type]() if device.type in fast else False

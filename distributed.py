@@ -34,10 +34,10 @@ def lost() -> None:
 
 
 def same_everywhere(params: dict[str, torch.Tensor]) -> None:
-    """Give all ranks rank 0's values: the adapters' random start."""
+    """Give all ranks rank 0's values: the adapters' random start, the key of the draws. Errors: as `answered`"""
     if dist.is_initialized():
         for p in params.values():
-            dist.broadcast(p.data, 0)
+            answered(dist.broadcast, p.data, 0)
 
 
 def states(generators: list[torch.Generator]) -> list[list[torch.Tensor]]:
@@ -46,8 +46,16 @@ def states(generators: list[torch.Generator]) -> list[list[torch.Tensor]]:
     if not dist.is_initialized():
         return [mine]
     everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    answered(dist.all_gather_object, everyone, mine)
     return everyone
+
+
+def answered(collective, *args) -> None:
+    """Call a collective; ConnectionError if it fails, because another rank is gone."""
+    try:
+        collective(*args)
+    except RuntimeError as e:
+        raise ConnectionError("a collective that nobody answered") from e
 
 
 def stop() -> None:

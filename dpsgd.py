@@ -58,59 +58,80 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
 
 # -----------------------------------------------------------------------------
 # clip, sum, add noise
+#
+# All of it in float64, and rounded to the weights' precision once, at the very end: rounding a sum that has its noise is
+# post-processing, noise that is itself coarse is a leak. float32 normals come from uniforms of 24 bits: none is longer
+# than 5.77 standard deviations, so one that is says "image X was here"; and their lattice shows through one step's
+# sum.                                                                            [Mironov 2012; tests/test_noise.py]
+
+SMALLEST_C = 1e-40                                               # gradient units; any C above it is exact in float64
+
+
+def float64(x: Tensor) -> Tensor:
+    """x in float64, on its own device; on the CPU where the device (mps) has no float64."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def norms(grads: Grads) -> Tensor:
-    """(n,): the L2 norm of each example's gradient over ALL trainable tensors jointly."""
-    return sum(g.flatten(1).float().square().sum(1) for g in grads.values()).sqrt()      # vector_norm is faster, and 4e-5 off
+    """(n,) float64: the L2 norm of each example's gradient over ALL trainable tensors jointly.
+
+    In float64 no square of a float32 underflows to 0, which would let a long gradient pass unclipped, or overflows.
+    """
+    each = [torch.linalg.vector_norm(float64(g.flatten(1)), dim=1) for g in grads.values()]
+    return torch.linalg.vector_norm(torch.stack(each), dim=0)
 
 
 def clip_and_sum(grads: Grads, C: float) -> Params:
     """sum_i g_i min(1, C / ||g_i||).                                             [Abadi et al. 2016, Alg. 1]
 
-    Shapes:    dict of (n, *shape) -> dict of (*shape)
+    Shapes:    dict of (n, *shape) -> dict of (*shape), float64
     Guarantee: adding or removing one example moves the result by at most C in L2
-    Errors:    C <= 0 -> ValueError; an example whose norm is not finite counts as zero
+    Errors:    C < 1e-40 -> ValueError; an example whose norm is not finite counts as zero
     Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5)
     """
-    if not C > 0:
-        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound > 0 (inf: no clipping)")
+    if not C >= SMALLEST_C:
+        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} (inf: no clipping)")
     norm = norms(grads)
     finite = norm.isfinite()
     factor = torch.where(finite, (C / norm).clamp(max=1), 0)             # (n,)
     total = {}
     for name, g in grads.items():
-        g = g.flatten(1).float()
-        g = torch.where(finite[:, None], g, 0)                           # 0 * NaN is NaN: replace, do not multiply
-        total[name] = g.mul_(factor[:, None]).sum(0).view(grads[name].shape[1:])  # no matmul: TF32 or bf16 would break C
+        rows = float64(g.flatten(1)).masked_fill(~finite[:, None], 0)    # 0 * NaN is NaN: replace, do not multiply
+        total[name] = (factor @ rows).view(g.shape[1:])                  # in float64 no TF32 or autocast rounds it
     return total
 
 
 def add_noise(total: Params, std: float, generator: torch.Generator | None = None) -> Params:
-    """total + N(0, std^2 I), independent for every coordinate; drawn in float32 on the generator's device."""
+    """total + N(0, std^2 I), independent for every coordinate, in float64.
+
+    The normals are drawn on the CPU, from uniforms of 53 bits: the longest is 8.57 standard deviations (accountant.tail).
+    """
     if not std >= 0:
         raise ValueError(f"add_noise: std = {std}, expected a number >= 0")
     if std == 0:
         return dict(total)
-    device = generator.device if generator is not None else None
-    return {name: g + std * torch.randn(g.shape, device=device or g.device, generator=generator).to(g.device)
-            for name, g in total.items()}
+    noisy = {}
+    for name, g in total.items():
+        noise = std * torch.randn(g.shape, dtype=torch.float64, generator=generator)
+        g = float64(g)
+        noisy[name] = g + noise.to(g.device)
+    return noisy
 
 
 def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float, sigma: float,
                      B: float, generator: torch.Generator | None = None, chunk: int = 256) -> Params:
     """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
 
-    per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so memory is
-    bounded by `chunk` however large the lot. An empty lot is legal: pure noise is returned. In a torch.distributed group
-    the lot is this rank's part of the lot, and every rank gets the whole gradient.
-    Shapes:    examples: tensors (m, ...), the lot; returns dict of (*shape)
+    per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so that memory for
+    gradients is bounded by `chunk` however large the lot. An empty lot is legal: pure noise is returned. In a
+    torch.distributed group the lot is this rank's part of the lot, and every rank gets the whole gradient.
+    Shapes:    examples: tensors (m, ...), the lot; returns dict of (*shape) in params' precision
     Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, the same in every step
     Guarantee: one example moves the sum by at most C, and the noise is drawn once: a Gaussian mechanism of multiplier sigma
     """
     if chunk < 1 or not B > 0:
         raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
-    total = {name: torch.zeros_like(p) for name, p in params.items()}
+    total = {name: float64(torch.zeros_like(p)) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in clip_and_sum(part, C).items():
@@ -120,13 +141,17 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     noisy = add_noise(total, std, generator)
     if dist.is_initialized():
         noisy = sum_over_ranks(noisy)
-    return {name: g / B for name, g in noisy.items()}                    # not the realised lot size: that is private
+    mean = {name: g / B for name, g in noisy.items()}                    # not the realised lot size: that is private
+    return {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
 
 
 def sum_over_ranks(total: Params) -> Params:
-    """The sum over all ranks of a torch.distributed group, in one all-reduce."""
+    """The sum over all ranks of a torch.distributed group, in one all-reduce. Errors: a rank died -> ConnectionError"""
     flat = torch.cat([g.flatten() for g in total.values()])
-    dist.all_reduce(flat)
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as e:
+        raise ConnectionError("an all-reduce that nobody answered") from e
     parts = flat.split([g.numel() for g in total.values()])
     return {name: part.view(g.shape) for (name, g), part in zip(total.items(), parts)}
 
@@ -144,7 +169,8 @@ def os_generator(seed: int | None = None) -> torch.Generator:
     state = generator.get_state()
     words = state[24:24 + 624 * 8].view(torch.int64)                     # 32-bit words in 64-bit slots
     words.copy_(torch.frombuffer(bytearray(os.urandom(624 * 4)), dtype=torch.uint32).long())
-    return generator.set_state(state) or generator
+    generator.set_state(state)
+    return generator
 
 
 if __name__ == "__main__":

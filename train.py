@@ -8,9 +8,11 @@ The public base comes from pretrain.py. Read top to bottom: settings -> private 
 import argparse
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
+import os
 import sys
 import threading
 from pathlib import Path
@@ -25,6 +27,7 @@ import data
 import ddpm
 import distributed
 import dpsgd
+import draws
 import lora
 import presets
 import sample
@@ -67,7 +70,7 @@ class Finetune:
                    lambda n: n >= 0, "the declared number of private images")
     B: int = field(512, "expected batch size, images; sampling rate q = B/N", *COUNT)
     steps: int = field(110, "T, optimiser steps, one use of the private data each", *COUNT)
-    C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: c > 0, "a norm above 0")
+    C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: dpsgd.SMALLEST_C <= c <= 1e30 or c == math.inf, "a norm above 0, 1e-40 to 1e30")
     K: int = field(2, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     timesteps: str = field("uniform", "how t is drawn: uniform (paper), or middle: more often where shape is decided",
                            lambda how: how in ddpm.TIMESTEPS, " or ".join(ddpm.TIMESTEPS))
@@ -119,24 +122,32 @@ def check(s):
 # 2. private fine-tuning                                                        [DP-LoRA Alg. 1]
 
 
-def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune, draws: torch.Generator):
-    """per_sample(trainable, images, labels) -> one gradient per image, ready for dpsgd.private_gradient."""
-    def losses(copies, x0, labels, t, noise):
-        call = lambda *args: functional_call(model, (copies, frozen), args)
-        with ddpm.autocast(x0.device):
-            return ddpm.loss(call, x0, labels, t, noise, weighting=s.weighting)  # (n,): the K draws of an image are averaged here
+def noised(images: torch.Tensor, labels: torch.Tensor, key: torch.Tensor, step: int, classes: int | None,
+           s: Finetune) -> tuple[torch.Tensor, ...]:
+    """(x0, labels, t, noise): a lot's images with their K draws, each image's a function of (key, step, the image) alone.
 
-    def per_sample(trainable, images, labels):
-        x0 = data.to_float(images)
-        t, noise = ddpm.draw_t_and_noise(x0, s.K, draws, timesteps=s.timesteps)
-        if model.classes is not None:
-            drop = torch.rand(len(labels), generator=draws, device=labels.device) < s.drop
-            labels = labels.masked_fill(drop, model.classes)
-        if s.train in lora.TARGETS:
-            return dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t, noise)
-        one = lambda params, *example: losses(params, *(e[None] for e in example))[0]
-        return dpsgd.per_sample_grads(one, trainable, x0, labels, t, noise)
-    return per_sample
+    So one image still moves the sum by at most C for someone who knows all draws: they need not be secret.
+    Shapes: images (n, C, H, W) uint8, labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
+    """
+    u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, images), s.K, images.shape[1:])
+    if classes is not None:
+        labels = labels.masked_fill(drop < s.drop, classes)              # the null class, for guidance
+    return data.to_float(images), labels, ddpm.t_of(u, s.timesteps), noise
+
+
+def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune):
+    """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, ready for dpsgd.private_gradient."""
+    def losses(params, x0, labels, t, noise):
+        def network(*args):
+            return functional_call(model, (params, frozen), args)
+        with ddpm.autocast(x0.device):
+            return ddpm.loss(network, x0, labels, t, noise, weighting=s.weighting)   # (n,): an image's K draws are averaged here
+
+    def one_loss(params, *example):
+        return losses(params, *(e[None] for e in example))[0]
+    if s.train in lora.TARGETS:
+        return functools.partial(dpsgd.per_sample_grads_by_copies, losses)
+    return functools.partial(dpsgd.per_sample_grads, one_loss)
 
 
 def finetune(s: Finetune) -> None:
@@ -146,6 +157,7 @@ def finetune(s: Finetune) -> None:
     if s.seed is not None:
         torch.manual_seed(s.seed)                                        # of the factors A, the only global randomness
     model = ddpm.load_unet(Path(s.base))
+    base = checkpoint.fingerprint(*model.state_dict().values())          # a name is not enough: files change
     adapted = lora.attach(model, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
     model.to(device)
     trainable, frozen = lora.split(model)                                # all that private data can touch, and the rest
@@ -156,30 +168,34 @@ def finetune(s: Finetune) -> None:
     say(statement.plan(s, sigma, sum(p.numel() for p in trainable.values()), sum(p.numel() for p in model.parameters())))
     say(f"          {s.train}: {adapted} layers adapted; {ranks} x {device.type}")
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size)
+    if model.classes is not None:                                        # an image without a class of the base counts as no
+        known = (labels >= 0) & (labels < model.classes)                 # image: a run refused because of it would tell of it
+        images, labels = images[known], labels[known]
     fits(model, images, labels, s)
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
-                     base=checkpoint.fingerprint(*frozen.values()), private_images=checkpoint.fingerprint(images, labels))
+                     base=base, private_images=checkpoint.fingerprint(images, labels))
     if rank == 0:
         prepare_folder(out, s.resume)
     images, labels = images[rank::ranks].to(device), labels[rank::ranks].to(device)           # this rank's own share
 
-    secret = dpsgd.os_generator(None if s.seed is None else s.seed + 2 * rank)                # lots and privacy noise
-    draws = torch.Generator(device)                                      # t, diffusion noise, dropped labels: need not be secret
-    draws.manual_seed(s.seed + 2 * rank + 1) if s.seed is not None else draws.seed()
-    distributed.same_everywhere(trainable)
+    secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)                    # lots and privacy noise
+    key = int.from_bytes(os.urandom(8), "little", signed=True) if s.seed is None else s.seed
+    key = torch.tensor(key, device=device)                               # of t, diffusion noise, dropped labels: not secret
+    distributed.same_everywhere({**trainable, "key": key})
     optimizer = torch.optim.Adam(trainable.values(), lr=s.lr)
     average = ddpm.EMA(trainable, s.ema)
     done, metrics = 0, []
     if s.resume:
         done, metrics = checkpoint.restore(checkpoint.load(out / "checkpoint.pt", mechanism), trainable, average, optimizer,
-                                           [secret, draws], rank)
+                                           [secret], rank, key)
 
-    per_sample = private_gradients(model, frozen, s, draws)
+    per_sample = private_gradients(model, frozen, s)
     stop = checkpoint.stop_cleanly() if ranks == 1 else threading.Event()
     for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="private",
                             disable=rank > 0)):
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)                             # (i)   random size, 0 is legal
-        gradient = dpsgd.private_gradient(per_sample, trainable, (images[lot], labels[lot]),      # (ii)  one gradient per image,
+        examples = noised(images[lot], labels[lot], key, step, model.classes, s)                  #       K draws of (t, noise)
+        gradient = dpsgd.private_gradient(per_sample, trainable, examples,                        # (ii)  one gradient per image,
                                           C=s.C, sigma=sigma, B=s.B, generator=secret,            # (iii) clipped to C, summed,
                                           chunk=max(1, s.chunk // s.K))                           # (iv)  + noise once, (v) / B
         for name, p in trainable.items():
@@ -190,19 +206,20 @@ def finetune(s: Finetune) -> None:
         spent, order = accountant.epsilon(q, sigma, step, s.delta)                                # of the steps that ran
         metrics.append([step, spent, order])
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
-        if s.peek and step % s.peek == 0 and rank == 0:
-            with average.applied(trainable):
-                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance)
-        if step % s.save_every == 0 or step == s.steps or stop.is_set():
-            generators = distributed.states([secret, draws])
+        peek = s.peek > 0 and step % s.peek == 0
+        if peek or step % s.save_every == 0 or step == s.steps or stop.is_set():
+            generators = distributed.states([secret])
             if rank == 0:
                 checkpoint.save(out / "checkpoint.pt", checkpoint.snapshot(mechanism, step, metrics, trainable, average, optimizer,
-                                                                           generators))
+                                                                           generators, key))
+        if peek and rank == 0:                                           # after the save: what was shown is never run again
+            with average.applied(trainable):
+                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance)
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}, epsilon spent so far {spent:.4f}; go on with --resume")
     if rank == 0:
         with average.applied(trainable):                                 # the average is what is published
-            report(s, sigma, metrics, model, trainable, images.shape[1:])
+            report(s, sigma, metrics, model, trainable, images.shape[1:], base)
     distributed.stop()
 
 
@@ -214,9 +231,11 @@ def fits(model: ddpm.UNet, images: torch.Tensor, labels: torch.Tensor, s) -> Non
     """Refuse images that the network cannot take."""
     channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
     step = model.patch * 2 ** (len(model.config["multipliers"]) - 1)
-    if images.shape[1] != channels or (classes and labels.max() >= classes) or side % step:
-        raise ValueError(f"--data {s.data} has {images.shape[1]} channels, side {side} and labels up to {int(labels.max())}; "
-                         f"expected {channels} channels, a side that {step} divides and labels below {classes}: use another base")
+    if images.shape[1] != channels or side % step:
+        raise ValueError(f"--data {s.data} has {images.shape[1]} channels and side {side}; expected {channels} channels and "
+                         f"a side that {step} divides: use another base")
+    if classes is not None and len(labels) and labels.max() >= classes:
+        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}; expected labels below {classes}: use another base")
 
 
 def prepare_folder(out: Path, resume: bool) -> None:
@@ -224,19 +243,22 @@ def prepare_folder(out: Path, resume: bool) -> None:
     if resume:
         return
     mine = [name for name in ("privacy.json", "checkpoint.pt", "adapter_model.bin", "config.json") if (out / name).exists()]
+    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # shown by a run that was killed: they count, too
     if mine:
-        hint = "--resume goes on with it, or choose" if mine == ["checkpoint.pt"] else "choose"
+        can_go_on = "checkpoint.pt" in mine and "privacy.json" not in mine
+        hint = "--resume goes on with it, or choose" if can_go_on else "choose"
         raise ValueError(f"{out} already holds a run ({', '.join(mine)}); nothing was overwritten; {hint} another --out")
     checkpoint.try_writing(out)
 
 
-def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable: dict, shape: tuple) -> None:
+def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable: dict, shape: tuple,
+           base: str) -> None:
     """Write the run's folder and say the statement on the screen."""
     out, facts = Path(s.out), statement.after(s, sigma, len(metrics))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([["step", "epsilon_rdp", "best_order"], *metrics])
     checkpoint.write_text(out / "metrics.csv", table.getvalue())
-    config = dict(dataclasses.asdict(s), side=shape[-1])
+    config = dict(dataclasses.asdict(s), side=shape[-1], base_sha256=base)
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
     sample.before_and_after(out / "samples.png", ddpm.load_unet(Path(s.base)), model, shape, s.sample_steps,
@@ -271,12 +293,10 @@ def main() -> None:
     parser, s = parse(Finetune, sys.argv[1:])
     try:
         finetune(check(s))
+    except ConnectionError:
+        distributed.lost()                                               # no other error is another rank's fault
     except (ValueError, OSError) as e:
         parser.error(str(e))
-    except RuntimeError:
-        if not torch.distributed.is_initialized():
-            raise
-        distributed.lost()                                               # an all-reduce that nobody answered
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_the_canary_is_clipped_to_exactly_C_and_is_alone_in_its_direction():
     other, canary = dpsgd.norms(grads)
     assert canary > 1000 * audit.C and other > 0
     moved = dpsgd.clip_and_sum({name: g[1:] for name, g in grads.items()}, audit.C)
-    torch.testing.assert_close(moved["B"], audit.C * audit.DIRECTION)
+    torch.testing.assert_close(moved["B"], audit.C * audit.DIRECTION.double())
     assert (grads["B"][0] * audit.DIRECTION).sum() == 0 and not grads["A"].any()
 
 
@@ -109,6 +109,14 @@ def test_every_fault_is_caught(name):
     found = audit.audit(step, 200_000, 1e-5, 0, **world)[2]
     proven, _ = audit.upper_bounds(world["q"], world["sigma"], world["steps"], 1e-5)
     assert found.epsilon > proven, f"{name}: {found} against {proven}"
+
+
+def test_at_q_1_the_verdict_goes_by_the_tight_value(monkeypatch):
+    """A lower bound between the tight value and the proven one is a contradiction: at q = 1 tight is exact."""
+    proven, tight = audit.upper_bounds(1.0, 1.0, 1, 1e-5)
+    for epsilon, fine in ((0.999 * tight, True), ((tight + proven) / 2, False)):
+        monkeypatch.setattr(audit, "lower_bound", lambda *_: audit.Finding(epsilon, "", 0.5, 0.5))
+        assert audit.show(dpsgd.private_gradient, 1000, 1e-5, 0, **WORLD) == fine
 
 
 # --- membership

@@ -135,6 +135,23 @@ def test_the_true_noise_samples_the_true_image():
         torch.testing.assert_close(ddpm.ddim_sample(Oracle(), None, (2, 1, 4, 4), 20, eta), x0, atol=1e-3, rtol=0)
 
 
+def test_every_jump_of_ddim_lands_where_q_sample_noises_to():
+    """With the true noise as prediction, the sampler's x at each t is q_sample(x0, t, noise): one schedule for both."""
+    x0, noise, seen = torch.rand(2, 1, 4, 4) * 2 - 1, torch.randn(2, 1, 4, 4), []
+
+    class Oracle(Recorder):
+        def forward(self, x, t, labels=None):
+            seen.append((x, t))
+            return noise
+    start = ddpm.q_sample(x0, torch.tensor([ddpm.LINEAR.T - 1] * 2), noise)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch, "randn", lambda *_, **__: start)
+        end = ddpm.ddim_sample(Oracle(), None, x0.shape, 7, eta=0.0)
+    for x, t in seen:
+        torch.testing.assert_close(x, ddpm.q_sample(x0, t, noise), atol=1e-3, rtol=0)
+    torch.testing.assert_close(end, x0, atol=1e-3, rtol=0)
+
+
 def test_guidance_0_ignores_the_null_class_and_1_extrapolates():
     model, (x, labels, t, _) = tiny_unet(), examples(3, K=1)
     t, null = t[:, 0], torch.full_like(labels, model.classes)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import accountant
+import distributed
 import dpsgd
 from conftest import ROOT
 from test_train import TINY, place  # noqa: F401  (a fixture)
@@ -30,6 +31,9 @@ def problem():
 def one_rank(rank, folder, results):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     params, x = problem()
+    start = {"w": torch.full((3,), float(rank)), "key": torch.tensor(rank)}
+    distributed.same_everywhere(start)
+    results[rank, "start"] = start["w"].tolist() + [start["key"].item()]
     for name, mine in (("lots", x[rank::2]), ("only rank 1", x[:rank * 3]), ("empty", x[:0])):
         g = dpsgd.private_gradient(squares, params, (mine,), **STEP, generator=torch.Generator().manual_seed(10 + 5 * rank))
         results[rank, name] = torch.cat([v.flatten() for v in g.values()])
@@ -42,6 +46,7 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
         results = manager.dict()
         mp.spawn(one_rank, (str(tmp_path), results), nprocs=2)
         results = dict(results)
+    assert results[0, "start"] == results[1, "start"] == [0, 0, 0, 0], "all ranks must start where rank 0 does"
     params, x = problem()
     for name, lot in (("lots", x), ("only rank 1", x[:3]), ("empty", x[:0])):
         alone = dpsgd.private_gradient(squares, params, (lot,), **STEP, generator=torch.Generator().manual_seed(10))

@@ -124,10 +124,10 @@ def test_the_published_codes_rule_breaks_the_bound():
 
 def test_clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone():
     grads = {"a": torch.tensor([[3.0, 0.0], [0.3, 0.0]]), "b": torch.tensor([[[4.0]], [[0.4]]])}     # norms 5 and 0.5
-    torch.testing.assert_close(dpsgd.norms(grads), torch.tensor([5.0, 0.5]))
+    torch.testing.assert_close(dpsgd.norms(grads), torch.tensor([5.0, 0.5]).double())
     total = dpsgd.clip_and_sum(grads, C=1.0)
-    torch.testing.assert_close(total["a"], torch.tensor([0.6 + 0.3, 0.0]))
-    torch.testing.assert_close(total["b"], torch.tensor([[0.8 + 0.4]]))
+    torch.testing.assert_close(total["a"], torch.tensor([0.6 + 0.3, 0.0]).double())
+    torch.testing.assert_close(total["b"], torch.tensor([[0.8 + 0.4]]).double())
 
 
 def test_a_zero_gradient_stays_zero():
@@ -143,7 +143,7 @@ def test_the_norm_of_a_long_gradient_is_exact(draw):
 
 
 def test_mixed_precision_never_touches_norms_sums_or_noise():
-    """Inside autocast, with bfloat16 gradients: float32 out, and the sum is still at most C."""
+    """Inside autocast, with bfloat16 gradients: float64 out, and the sum is still at most C."""
     g = {"a": torch.randn(9, 4000).bfloat16(), "b": torch.randn(9, 10, 10)}
     expected = dpsgd.clip_and_sum({k: v.float() for k, v in g.items()}, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -151,7 +151,7 @@ def test_mixed_precision_never_touches_norms_sums_or_noise():
         noisy = dpsgd.add_noise(total, 1.0, torch.Generator().manual_seed(0))
         alone = dpsgd.clip_and_sum({k: v[:1] for k, v in g.items()}, 1.0)
     for k in g:
-        assert total[k].dtype == noisy[k].dtype == torch.float32
+        assert total[k].dtype == noisy[k].dtype == torch.float64
         torch.testing.assert_close(total[k], expected[k], atol=1e-6, rtol=1e-6)
     assert flat(alone).norm() <= 1 + 1e-5
 

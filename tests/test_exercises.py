@@ -110,7 +110,7 @@ def noise_first(x, noise, a, a_next, eta, fresh):
 def clip_with_nan(grads, C):
     if not C > 0:
         raise ValueError
-    norm = dpsgd.norms(grads)
+    norm = dpsgd.norms(grads).float()
     factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)
     return {name: (factor @ g.flatten(1)).view(g.shape[1:]) for name, g in grads.items()}
 

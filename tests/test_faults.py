@@ -77,7 +77,8 @@ def world(tmp_path_factory):
         (world / f"stopped-{name}").mkdir()
         whole = (world / "stopped" / "checkpoint.pt").read_bytes()
         (world / f"stopped-{name}" / "checkpoint.pt").write_bytes(content or whole[:len(whole) // 2])
-    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "no-json", "no-side"):
+    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "swapped-base", "no-json",
+                 "no-side"):
         shutil.copytree(world / "finished", world / name)
     config = json.loads((world / "finished" / "config.json").read_text())
     (world / "no-adapter" / "adapter_model.bin").unlink()
@@ -85,6 +86,7 @@ def world(tmp_path_factory):
     (world / "code-adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Code(), protocol=2))
     (world / "other-adapter" / "adapter_config.json").write_text("{}")
     (world / "lost-base" / "config.json").write_text(json.dumps(config | dict(base="lost.pt")))
+    (world / "swapped-base" / "config.json").write_text(json.dumps(config | dict(base="other-base.pt")))
     (world / "no-json" / "config.json").write_text("{")
     (world / "no-side" / "config.json").write_text(json.dumps(dict(base="base.pt")))
     return world
@@ -119,6 +121,8 @@ REFUSED = [
     ("train", "--lora-alpha nan", "--lora-alpha nan", "above 0"),
     ("train", "--C 0", "--C 0", "above 0"),
     ("train", "--C -1", "--C -1", "above 0"),
+    ("train", "--C 1e-41", "--C 1e-41", "1e-40 to 1e30"),
+    ("train", "--C 1e31", "--C 1e31", "1e-40 to 1e30"),
     ("train", "--C nan", "--C nan", "above 0"),
     ("train", "--C inf", "--C inf", "--epsilon inf"),
     ("train", "--steps 0", "--steps 0", "at least 1"),
@@ -151,7 +155,6 @@ REFUSED = [
     ("train", "--data-dir not-gzip", "not-gzip/train-images", "fetch it again"),
     ("train", "--data-dir unlabelled", "unlabelled/train-labels", "expected"),
     ("train", "--data-dir unequal", "7 images but 6 labels", "fetch the files again"),
-    ("train", "--data-dir too-many-classes", "labels up to 199", "below 10"),
     ("train", "--data folder:colour", "3 channels", "expected 1 channels"),
     ("train", "--data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "remove or replace it"),
     ("train", "--data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
@@ -219,6 +222,7 @@ REFUSED = [
     ("sample", "code-adapter", "code-adapter", "train it again"),
     ("sample", "other-adapter", "other-adapter", "train it again"),
     ("sample", "lost-base", "lost.pt", "pretrain.py"),
+    ("sample", "swapped-base", "other-base.pt is not the base", "expected the one whose weights have"),
     ("sample", "finished --n 0", "--n 0", "at least 1"),
     ("sample", "finished --n many", "'many'", "int"),
     ("sample", "finished --batch 0", "--batch 0", "at least 1"),
@@ -444,12 +448,12 @@ def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch
         return loss(model, x0, *rest, **how) * torch.where(x0[:, 0, 0, 0] == 1, factor, 1.0)
     monkeypatch.setattr(ddpm, "loss", strange)
     s = train.Finetune(K=2, train=what)
-    each = train.private_gradients(model, frozen, s, torch.Generator().manual_seed(0))(trainable, images, labels)
+    gradients, lot = train.private_gradients(model, frozen, s), train.noised(images, labels, torch.tensor(0), 1, 10, s)
+    each = gradients(trainable, *lot)
     total = dpsgd.clip_and_sum(each, C)
     others = dpsgd.clip_and_sum({name: g[[0, 1, 3]] for name, g in each.items()}, C)
     assert all(g.isfinite().all() for g in total.values()) and any(g.any() for g in others.values())
     moved = math.sqrt(sum((total[name] - others[name]).square().sum().item() for name in total))
     assert moved <= C * (1 + 1e-4), f"moved the sum by {moved / C:.3f} C"
-    step = dpsgd.private_gradient(train.private_gradients(model, frozen, s, torch.Generator().manual_seed(0)), trainable,
-                                  (images, labels), C=C, sigma=1.0, B=4, generator=torch.Generator().manual_seed(0))
+    step = dpsgd.private_gradient(gradients, trainable, lot, C=C, sigma=1.0, B=4, generator=torch.Generator().manual_seed(0))
     assert all(g.isfinite().all() for g in step.values())

@@ -11,10 +11,10 @@ FILES = {p.stem: p for p in ROOT.glob("*.py")}
 ALLOWED = {                                                              # file -> the files of ours that it may import
     "data": set(), "ddpm": {"autoencoder", "checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(), "lora": {"checkpoint", "ddpm"},
     "sample": {"checkpoint", "data", "ddpm", "lora"},
-    "distributed": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
+    "distributed": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
     "autoencoder": {"checkpoint", "data"},
     "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "presets", "sample", "train"},
-    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "lora", "presets", "sample", "statement"},
+    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets", "sample", "statement"},
     "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
     "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }

@@ -15,7 +15,7 @@ import lora
 import sample
 import statement
 import train
-from conftest import ROOT, tiny_unet
+from conftest import ROOT, examples, tiny_unet
 from test_data import make_folder, write_idx
 
 TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--lora-alpha", "3", "--delta", "1e-3", "--device", "cpu",
@@ -169,24 +169,21 @@ def test_every_image_has_one_gradient_whatever_K(K):
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    per_sample = train.private_gradients(model, frozen, train.Finetune(K=K), torch.Generator().manual_seed(0))
-    images, labels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8), torch.tensor([1, 2, 3])
-    assert all(g.shape == (3, *trainable[name].shape) for name, g in per_sample(trainable, images, labels).items())
+    s, images = train.Finetune(K=K), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    lot = train.noised(images, torch.tensor([1, 2, 3]), torch.tensor(0), 1, model.classes, s)
+    gradients = train.private_gradients(model, frozen, s)(trainable, *lot)
+    assert all(g.shape == (3, *trainable[name].shape) for name, g in gradients.items())
 
 
-@pytest.mark.parametrize("timesteps, weighting", [("uniform", "flat"), ("middle", "flat"), ("middle", "even")])
-def test_private_gradients_draw_and_weight_t_as_declared(timesteps, weighting, monkeypatch):
+@pytest.mark.parametrize("weighting", ddpm.WEIGHTINGS)
+def test_private_gradients_weight_t_as_declared(weighting, monkeypatch):
     seen, loss = [], ddpm.loss
-    monkeypatch.setattr(ddpm, "loss", lambda *args, **how: (seen.append((args[3], how)), loss(*args, **how))[1])
+    monkeypatch.setattr(ddpm, "loss", lambda *args, **how: (seen.append(how), loss(*args, **how))[1])
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    declared = train.Finetune(K=2, timesteps=timesteps, weighting=weighting)
-    per_sample = train.private_gradients(model, frozen, declared, torch.Generator().manual_seed(0))
-    per_sample(trainable, torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
-    expected, _ = ddpm.draw_t_and_noise(torch.zeros(50, 1, 8, 8), 2, torch.Generator().manual_seed(0), timesteps=timesteps)
-    (t, how), = seen
-    assert torch.equal(t, expected) and how == dict(weighting=weighting)
+    train.private_gradients(model, frozen, train.Finetune(weighting=weighting))(trainable, *examples(3, K=2))
+    assert seen == [dict(weighting=weighting)]
 
 
 @pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])

@@ -1,0 +1,264 @@
+"""Theorems about the private loop itself: what reaches the published folder, what the ranks share, what --resume takes up.
+
+The mechanism (dpsgd.private_gradient) is private; these theorems say that the loop around it adds nothing to what it returned.
+"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import accountant
+import checkpoint
+import data
+import ddpm
+import dpsgd
+import draws
+import lora
+import statement
+import train
+from conftest import tiny_unet
+from test_data import write_idx
+from whole_runs import IMAGES, N, PUBLISHED, finetune, make_place, stop_after, watch
+
+Q = 40 / N
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_place(tmp_path))
+
+
+def files(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def ignorant():
+    """A stand-in for private_gradient: noise from a seed, whatever the images are."""
+    own = torch.Generator().manual_seed(8)
+
+    def gradient(per_sample, params, examples, **settings):
+        return {name: 0.01 * torch.randn(p.shape, generator=own) for name, p in params.items()}
+    return gradient
+
+
+def spied(monkeypatch):
+    """private_gradient's (params, examples, settings) of every step, in a list that fills while a run lasts."""
+    seen, real = [], dpsgd.private_gradient
+
+    def spy(per_sample, params, examples, **settings):
+        seen.append(({name: p.detach().clone() for name, p in params.items()}, examples, settings))
+        return real(per_sample, params, examples, **settings)
+    monkeypatch.setattr(dpsgd, "private_gradient", spy)
+    return seen
+
+
+# --- what is published
+
+def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_private_gradient_returned(tmp_path, monkeypatch):
+    """200 images, and 3 others, so that most lots are empty; private_gradient returns the same noise: the same folder."""
+    published = []
+    for images in (IMAGES, 3):
+        monkeypatch.chdir(make_place(tmp_path / str(images), images, seed=images))
+        monkeypatch.setattr(dpsgd, "private_gradient", ignorant())
+        code, _, err = finetune("--out", "run", "--seed", 5, "--peek", 3, picture=True)
+        assert code == 0, err
+        published.append(files("run"))
+    assert set(published[0]) == {*PUBLISHED, "peek-00003.png", "peek-00006.png"}
+    for name, content in published[0].items():
+        assert content == published[1][name], f"{name} depends on private images beside the mechanism"
+
+
+def test_the_adapter_is_the_average_and_not_the_last_weights(monkeypatch):
+    made, EMA = [], ddpm.EMA
+    monkeypatch.setattr(ddpm, "EMA", lambda *a: made.append(EMA(*a)) or made[-1])
+    seen = spied(monkeypatch)
+    assert finetune("--out", "run")[0] == 0
+    adapted = lora.split(lora.load(ddpm.load_unet(Path("base.pt")), Path("run")))[0]
+    assert len(made) == 1 and made[0].updates == 6
+    assert all(torch.equal(p, made[0].shadow[name]) for name, p in adapted.items())
+    assert any(not torch.equal(p, seen[-1][0][name]) for name, p in adapted.items())
+
+
+def test_privacy_json_says_exactly_this():
+    s = train.check(train.Finetune(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
+    sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
+    rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
+    assert statement.after(s, sigma, 6) == {
+        "private": True, "epsilon": rdp, "delta": 1e-3, "neighbours": "add or remove one image", "unit_of_privacy": "one image",
+        "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
+        "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
+        "noise": "float64 normals, added in float64, rounded once", "tail": accountant.tail(Q, sigma, 6),
+        "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": accountant.pld_epsilon(Q, sigma, 6, 1e-3), "best_order": order,
+        "covers": "the folder of the finished run: the adapter, its tables and pictures, and every image ever drawn with it",
+        "does_not_cover": [
+            "a person with several images: the unit is ONE image",
+            "other runs on the same images: their losses add up (python accountant.py compose A/privacy.json B/privacy.json)",
+            "choices made by looking at the private images before the run, such as hyper-parameters tuned on them",
+            "N, the names of the classes and the data set's existence: they are declared, and public",
+            "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
+            "what the curator alone sees: the screen, the log, the exit code, and how long each step takes",
+            "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
+            "the network between ranks: clipped sums cross it before the noise is added",
+            "attacks on the arithmetic beyond this: the noise is no exact Gaussian, and its generator is not cryptographic",
+            "what the public base model learnt: the shipped ones saw only drawings made by code",
+            "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
+    for public in (train.check(train.Finetune(epsilon=float("inf"))), train.check(train.Finetune(seed=1))):
+        said = statement.after(public, 0.0 if public.seed is None else 5.0, 110)
+        assert (said["private"], said["covers"]) == (False, "nothing")
+
+
+# --- what a step is made of
+
+def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_labels(monkeypatch):
+    """One generator, which the operating system has seeded, makes lots and noise; labels stay with their images."""
+    sampled, sample = [], dpsgd.poisson_sample
+    monkeypatch.setattr(dpsgd, "poisson_sample", lambda *a: sampled.append(a) or sample(*a))
+    seen = spied(monkeypatch)
+    assert finetune("--out", "run", "--C", 0.03)[0] == 0
+    said = json.loads(Path("run", "privacy.json").read_text())
+    assert len(seen) == len(sampled) == said["steps"] == 6
+    for (_, (x0, labels, t, noise), how), (count, q, generator) in zip(seen, sampled):
+        assert (count, q) == (IMAGES, said["q"]) and generator is how["generator"] and how["generator"].device.type == "cpu"
+        assert (how["C"], how["sigma"], how["B"]) == (0.03, said["sigma"], said["B"]) and said["C"] == 0.03
+        number = ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
+        assert ((labels == number % 10) | (labels == 10)).all() and (labels == number % 10).float().mean() > 0.5
+        assert len(x0) == len(t) == len(noise)
+    state = seen[0][2]["generator"].get_state()
+    assert not torch.equal(torch.Generator().manual_seed(seen[0][2]["generator"].initial_seed()).get_state()[24:], state[24:])
+
+
+def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q(monkeypatch):
+    """The rate to 0.2%: uniform numbers just above q put nobody into the lot, just below q everybody."""
+    for q in (0.001, 0.1, 0.9):
+        for factor, size in ((1.002, 0), (0.998, 50)):
+            monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), factor * q, dtype=torch.float64))
+            assert len(dpsgd.poisson_sample(50, q)) == size
+
+
+def test_every_step_draws_t_and_noise_anew_from_the_runs_key(monkeypatch):
+    asked, streams = [], draws.streams
+    monkeypatch.setattr(draws, "streams", lambda *a: asked.append((int(a[0]), a[1])) or streams(*a))
+    for out in ("a", "b"):
+        assert finetune("--out", out)[0] == 0
+    assert [step for _, step in asked] == 2 * [1, 2, 3, 4, 5, 6] and len({key for key, _ in asked}) == 2
+
+
+def test_an_image_without_a_class_of_the_base_counts_as_no_image(tmp_path, monkeypatch):
+    """Whether such an image is there changes no published byte, nor does it end the run."""
+    code, _, err = finetune("--out", "run", "--seed", 5, picture=True)
+    assert code == 0, err
+    without = files("run")
+    monkeypatch.chdir(make_place(tmp_path / "more", IMAGES + 1))
+    images, labels = data.load("mnist", "train", "data")
+    write_idx(Path("data"), images[:, 0].numpy(), labels.masked_fill(torch.arange(IMAGES + 1) == IMAGES, 11).byte().numpy())
+    code, _, err = finetune("--out", "run", "--seed", 5, picture=True)
+    assert code == 0 and files("run") == without, err
+
+
+def test_no_image_at_all_is_a_legal_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_place(tmp_path / "none", 0))
+    code, _, err = finetune("--out", "run")
+    assert code == 0 and json.loads(Path("run", "privacy.json").read_text())["steps"] == 6, err
+
+
+# --- several ranks, in this process: each is told its number, and nothing is summed
+
+def on_rank(monkeypatch, rank):
+    monkeypatch.setattr(train.distributed, "start", lambda device: (rank, 2, device))
+
+
+def test_at_q_1_the_lots_of_two_ranks_are_all_images_once(monkeypatch):
+    lots = []
+    for rank in (0, 1):
+        on_rank(monkeypatch, rank)
+        lots.append([lot for lot, _ in watch(f"rank-{rank}", "--B", N)])
+    for one, other in zip(*lots):
+        assert sorted(one + other) == list(range(IMAGES)), "an image is nobody's, or two ranks': sampled twice as often"
+
+
+def test_ranks_draw_their_lots_independently_and_their_draws_of_t_in_common(monkeypatch):
+    lots, keys, streams = [], set(), draws.streams
+    monkeypatch.setattr(draws, "streams", lambda *a: keys.add(int(a[0])) or streams(*a))
+    for rank in (0, 1):
+        on_rank(monkeypatch, rank)
+        lots.append([[number // 2 for number in lot] for lot, _ in watch(f"rank-{rank}", "--seed", 3)])
+    assert all(one != other for one, other in zip(*lots)), "equal places in both shares: not one Poisson lot"
+    assert keys == {3}
+
+
+def test_all_ranks_start_from_rank_0s_factors_and_key(monkeypatch):
+    def marked(tensors):
+        assert tensors["key"].dtype == torch.int64
+        for p in tensors.values():
+            p.data.fill_(1)
+    asked, streams = [], draws.streams
+    monkeypatch.setattr(draws, "streams", lambda *a: asked.append(int(a[0])) or streams(*a))
+    monkeypatch.setattr(train.distributed, "same_everywhere", marked)
+    seen = spied(monkeypatch)
+    assert finetune("--out", "run")[0] == 0
+    assert set(asked) == {1} and all((p == 1).all() for p in seen[0][0].values())
+
+
+# --- stopped, killed, resumed
+
+def stopped(out="run", *flags):
+    with stop_after(3):
+        assert finetune("--out", out, *flags)[0] == 1
+
+
+def test_a_run_does_not_go_on_with_another_number_of_ranks(monkeypatch):
+    stopped()
+    on_rank(monkeypatch, 0)
+    code, _, err = finetune("--out", "run", "--resume")
+    assert code == 2 and "ranks: 1 then, 2 now" in err, err
+
+
+def test_a_run_does_not_go_on_from_other_weights_under_the_bases_name():
+    stopped()
+    ddpm.save_unet(Path("base.pt"), tiny_unet(seed=1))
+    code, _, err = finetune("--out", "run", "--resume")
+    assert code == 2 and "base has changed" in err, err
+
+
+def test_a_resumed_run_draws_from_the_key_it_had(monkeypatch):
+    """Or t and noise of the steps after the interruption would be others; no seed, so that a new key would be another one."""
+    asked, streams = [], draws.streams
+    monkeypatch.setattr(draws, "streams", lambda *a: asked.append((int(a[0]), a[1])) or streams(*a))
+    stopped()
+    assert finetune("--out", "run", "--resume")[0] == 0
+    assert [step for _, step in asked] == [1, 2, 3, 4, 5, 6] and len({key for key, _ in asked}) == 1
+
+
+def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
+    """So that what was shown is on the path that --resume goes on with, even after kill -9."""
+    saved, strips, save = [], [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state, **how: (saved.append(state.get("step")), save(path, state, **how)))
+    monkeypatch.setattr(train.sample, "class_strip", lambda path, *a: strips.append((path.name, saved[-1])))
+    assert finetune("--out", "run", "--peek", 3, "--save-every", 100)[0] == 0
+    assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)]
+
+
+def test_a_folder_with_strips_of_a_killed_run_is_refused():
+    Path("run").mkdir()
+    Path("run", "peek-00003.png").touch()
+    code, _, err = finetune("--out", "run")
+    assert code == 2 and "already holds a run (peek-00003.png)" in err and len(err.splitlines()) == 1, err
+
+
+def test_a_broken_promise_is_no_lost_rank(monkeypatch):
+    """Under torchrun, too, its own words are said."""
+    def broken(*_):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        raise RuntimeError("spent epsilon = 12 > promised 10")
+    monkeypatch.setattr(statement, "after", broken)
+    code, _, err = finetune("--out", "run")
+    assert code != 0 and "spent epsilon = 12 > promised 10" in err and "another rank" not in err, err
+
+
+def test_an_unanswered_collective_is_a_lost_rank(monkeypatch):
+    def unanswered(*_, **__):
+        raise ConnectionError("an all-reduce that nobody answered")
+    monkeypatch.setattr(dpsgd, "private_gradient", unanswered)
+    code, _, err = finetune("--out", "run")
+    assert code == 1 and "another rank died" in err and "Traceback" not in err, err
