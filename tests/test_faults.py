@@ -76,8 +76,8 @@ def world(tmp_path_factory):
         (world / f"stopped-{name}").mkdir()
         whole = (world / "stopped" / "checkpoint.pt").read_bytes()
         (world / f"stopped-{name}" / "checkpoint.pt").write_bytes(content or whole[:len(whole) // 2])
-    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base", "swapped-base", "no-json",
-                 "no-side"):
+    for name in ("no-adapter", "garbage-adapter", "code-adapter", "other-adapter", "lost-base",
+                 "swapped-base", "no-json", "no-side"):
         shutil.copytree(world / "finished", world / name)
     config = json.loads((world / "finished" / "config.json").read_text())
     (world / "no-adapter" / "adapter_model.bin").unlink()
@@ -444,12 +444,14 @@ def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch
         return loss(model, x0, *rest, **how) * torch.where(x0[:, 0, 0, 0] == 1, factor, 1.0)
     monkeypatch.setattr(ddpm, "loss", strange)
     s = train.Finetune(K=2, train=what)
-    gradients, lot = train.private_gradients(model, frozen, s), train.noised(images, labels, torch.tensor(0), 1, 10, s)
+    gradients = train.private_gradients(model, frozen, s)
+    lot = train.noised(images, labels, torch.tensor(0), 1, 10, s)
     each = gradients(trainable, *lot)
     total = dpsgd.clip_and_sum(each, C)
     others = dpsgd.clip_and_sum({name: g[[0, 1, 3]] for name, g in each.items()}, C)
     assert all(g.isfinite().all() for g in total.values()) and any(g.any() for g in others.values())
     moved = math.sqrt(sum((total[name] - others[name]).square().sum().item() for name in total))
     assert moved <= C * (1 + 1e-4), f"moved the sum by {moved / C:.3f} C"
-    step = dpsgd.private_gradient(gradients, trainable, lot, C=C, sigma=1.0, B=4, generator=torch.Generator().manual_seed(0))
+    step = dpsgd.private_gradient(gradients, trainable, lot, C=C, sigma=1.0, B=4,
+                                  generator=torch.Generator().manual_seed(0))
     assert all(g.isfinite().all() for g in step.values())

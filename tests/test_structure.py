@@ -12,7 +12,8 @@ ALLOWED = {                                                              # file 
     "data": set(), "ddpm": {"checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(), "lora": {"checkpoint", "ddpm"},
     "sample": {"checkpoint", "data", "ddpm", "lora"},
     "distributed": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
-    "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets", "sample", "statement"},
+    "train": {"accountant", "checkpoint", "clothes", "data", "ddpm", "distributed", "dpsgd", "draws", "lora",
+              "presets", "sample", "statement"},
     "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
     "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }
