@@ -34,12 +34,12 @@ def mix(z: Tensor) -> Tensor:
 def streams(key: Tensor, step: int, images: Tensor) -> Tensor:
     """(n,) int64: the seed of each image's own stream in this step.
 
-    Shapes:    key: one int64; images (n, C, H, W) uint8
+    Shapes:    key: one int64; images (n, C, H, W), of any type
     Guarantee: entry i is a function of key, step and the bytes of image i alone
     """
-    pixels = images.flatten(1).long()                                    # (n, d)
-    weights = mix(GAMMA * torch.arange(1, pixels.shape[1] + 1, device=images.device))
-    name = (pixels * weights).sum(1)
+    content = images.flatten(1).view(torch.uint8).long()                 # (n, bytes)
+    weights = mix(GAMMA * torch.arange(1, content.shape[1] + 1, device=images.device))
+    name = (content * weights).sum(1)
     return mix(mix(mix(key) + step) + name)
 
 

@@ -283,8 +283,8 @@ def finetune(s: Finetune) -> None:
         if peek or step % s.save_every == 0 or step == s.steps or stop.is_set():
             generators = distributed.states([secret])
             if rank == 0:
-                state = checkpoint.snapshot(mechanism, step, metrics, trainable, average, optimizer, generators,
-                                            key)
+                state = checkpoint.snapshot(mechanism, step, metrics, trainable, average, optimizer,
+                                            generators, key)
                 checkpoint.save(out / "checkpoint.pt", state)
         if peek and rank == 0:                                   # after the save: no step is shown twice
             with average.applied(trainable):

@@ -57,6 +57,14 @@ def test_another_key_step_or_image_has_draws_of_its_own(change):
         assert abs(correlation) < 5 / one.numel() ** 0.5 and not torch.equal(one, other)
 
 
+def test_an_image_is_named_by_every_bit_it_has():
+    """Also where it is no picture but a latent: the next float32 is another image."""
+    x = torch.randn(50, 3, 2, 2)
+    y = x.clone()
+    y[:, 2, 1, 1] = torch.nextafter(y[:, 2, 1, 1], torch.tensor(9.0))
+    assert len({*draws.streams(KEY, 1, x).tolist(), *draws.streams(KEY, 1, y).tolist()}) == 100
+
+
 def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_nothing():
     streams = draws.streams(KEY, 1, pictures(4000))
     u, noise, drop = draws.t_noise_and_drop(streams, 2, (1, 3, 3))       # 9: an odd number

@@ -133,7 +133,7 @@ MUTANTS = [
            NOISE + "a_run_whose_noise_is_too_short_for_its_delta_is_refused"),
     # --- the draws of t and of the diffusion's noise
     Mutant("draws by the place in the lot", "draws.py",
-           "name = (pixels * weights).sum(1)", "name = torch.arange(len(images), device=images.device)",
+           "name = (content * weights).sum(1)", "name = torch.arange(len(images), device=images.device)",
            "Who joins gives everybody behind it other draws: to whoever knows them it moves the sum by many C.",
            MORE + "one_image_moves_a_whole_step_by_exactly_C_over_B[lora-4-100]"),
     Mutant("the same draws in every step", "draws.py",
