@@ -122,7 +122,7 @@ MUTANTS = [
            "C=s.C, sigma=sigma, B=s.B,", "C=s.C, sigma=0.99 * sigma, B=s.B,", "An epsilon of 10 is 10.28.",
            LOOP + "a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_labels"),
     Mutant("norms in float32", "dpsgd.py",
-           "torch.linalg.vector_norm(float64(g.flatten(1)), dim=1)", "g.flatten(1).float().square().sum(1).sqrt()",
+           "torch.linalg.vector_norm(float64(g.flatten(1)), dim=1)", "g.flatten(1).float().square().sum(1).sqrt().double()",
            "At C = 1e-22 squares underflow, the norm is 0, and the image passes unclipped: 40 C, or 4e9 C.",
            NOISE + "an_image_counts_for_C_or_less_whatever_its_gradients_size[1e-22-1e-30]"),
     Mutant("any C above 0", "dpsgd.py",
