@@ -176,7 +176,7 @@ REFUSED = [
     ("train", "--out /proc/run", "/proc/run", "expected"),
     ("train", "--resume", "nothing to resume", "run/checkpoint.pt"),
     ("train", "--resume --out finished", "nothing to resume", "a finished run deletes its checkpoint"),
-    ("train", "--resume --out stopped --epsilon 100", "epsilon: 10.0 then, 100.0 now", "the same flags"),
+    ("train", "--resume --out stopped --epsilon 20", "epsilon: 10.0 then, 20.0 now", "the same flags"),
     ("train", "--resume --out stopped --B 30", "B: 40 then, 30 now", "the same flags"),
     ("train", "--resume --out stopped --N 500", "N: 400 then, 500 now", "the same flags"),
     ("train", "--resume --out stopped --C 0.2", "C: 0.02 then, 0.2 now", "the same flags"),
