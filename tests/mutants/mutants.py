@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant("norms in float32", "dpsgd.py",
            "torch.linalg.vector_norm(float64(g.flatten(1)), dim=1)", "g.flatten(1).float().square().sum(1).sqrt().double()",
            "At C = 1e-22 squares underflow, the norm is 0, and the image passes unclipped: 40 C, or 4e9 C.",
-           NOISE + "an_image_counts_for_C_or_less_whatever_its_gradients_size[1e-22-1e-30]"),
+           NOISE + "an_image_counts_for_C_or_less_whatever_its_gradients_size[1e-38-1e-40]"),
     Mutant("any C above 0", "dpsgd.py",
            "if not C >= SMALLEST_C:", "if not C > 0:", "At C = 1e-320 the noise itself is rounded away.",
            NOISE + "a_C_below_the_smallest_is_refused[1e-320]"),
