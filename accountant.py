@@ -129,7 +129,7 @@ def epsilon(q: float, sigma: float, steps: int, delta: float) -> tuple[float, fl
 
 
 def composed_epsilon(runs: list[tuple[float, float, int]], delta: float) -> float:
-    """Epsilon of several runs (q, sigma, steps) on the same images, published all together: RDP adds, order by order.
+    """Epsilon of several runs (q, sigma, steps) on the same images, all published: RDP adds, order by order.
 
     Errors:  as `epsilon`; no noise in one of them -> inf
     Example: two runs of (.068267, .817942, 200), each 11.20 at delta=1e-5 -> 15.72
@@ -167,7 +167,9 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, bound: str = "
         return 0.0
 
     def cost(sigma: float) -> float:
-        return pld_epsilon(q, sigma, steps, delta) if bound == "pld" else _search([(q, sigma, steps)], delta)[0]
+        if bound == "pld":
+            return pld_epsilon(q, sigma, steps, delta)
+        return _search([(q, sigma, steps)], delta)[0]
 
     def gap(log_sigma: float) -> float:                                  # > 0: over the target
         return math.log(min(max(cost(math.exp(log_sigma)) / epsilon, 0.01), 1e9))
@@ -317,15 +319,15 @@ def _normal_mass(edges):
 # 4. what the noise's own arithmetic adds to delta
 
 
-REACH = math.sqrt(2 * 53 * math.log(2))          # 8.57 sigma: Box-Muller's longest pair, from uniforms of 53 bits (float64)
+REACH = math.sqrt(2 * 53 * math.log(2))          # 8.57 sigma: Box-Muller's longest pair, uniforms of 53 bits
 
 
 def tail(q: float, sigma: float, steps: int, reach: float = REACH) -> float:
-    """What no epsilon covers, to be added to delta: an upper bound on P(a pair of normals had to be longer than it can be).
+    """What no epsilon covers, to be added to delta: a bound on P(the noise had to reach beyond its reach).
 
-    A release further from the other images' sum than reach * sigma * C shows, beyond doubt, that the image was in the lot.
-    The image moves a pair of coordinates by 1 / sigma at most, in a step with probability q, so the pair itself must
-    exceed reach - 1 / sigma; the length of a pair of normals is Rayleigh distributed: P(length > r) = exp(-r^2 / 2).
+    A release further from the other images' sum than reach * sigma * C shows, beyond doubt, that the image
+    was in the lot. The image moves a pair of coordinates by 1 / sigma at most, in a step with probability q,
+    so the pair itself must exceed reach - 1 / sigma; a pair of normals has P(length > r) = exp(-r^2 / 2).
     Example: q=1, sigma=0.4526, one step -> 1.7e-9; with float32's 24 bits, reach 5.768 -> 1.8e-3
     """
     _check(q=q, sigma=sigma, steps=steps)
@@ -348,7 +350,8 @@ def compose(paths: list[str], delta: float) -> None:
             runs.append((facts["q"], facts["sigma"], facts["steps"]))
             one = composed_epsilon(runs[-1:], delta)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one written by train.py") from None
+            raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one that "
+                             f"train.py wrote") from None
         print(f"{path:<40} {one:>14.4f}")
     print(f"{'all of them, on the same images':<40} {composed_epsilon(runs, delta):>14.4f}")
     if len(set(runs)) == 1:
@@ -372,7 +375,7 @@ def main() -> None:
     try:
         if args.compose:
             if args.compose[0] != "compose" or len(args.compose) < 2:
-                raise ValueError(f"{args.compose[0]}: expected compose A/privacy.json B/privacy.json ..., or flags alone")
+                raise ValueError(f"{args.compose[0]}: expected compose A/privacy.json B/privacy.json ...")
             return compose(args.compose[1:], args.delta)
         _check(q=args.q, delta=args.delta, steps=args.steps)
         sigma = args.sigma if args.epsilon is None else calibrate(args.epsilon, args.delta, args.q, args.steps)

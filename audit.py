@@ -153,18 +153,19 @@ def upper_bounds(q: float, sigma: float, steps: int, delta: float) -> tuple[floa
 
 
 def limit(q: float, proven: float, tight: float) -> float:
-    """What a lower bound must not exceed: at q = 1 the tight value is exact, below it the audit stays with the stated one."""
+    """What a lower bound must not exceed: at q = 1 the tight value is exact, else the stated one."""
     return tight if q == 1 else proven
 
 
 def reach(generator: torch.Generator) -> float:
     """The longest normal that dpsgd.add_noise can draw, in sigma, read off its values.
 
-    Box-Muller makes a pair of length sqrt(-2 log u); u is a multiple of 2^-24 where uniforms are float32, of 2^-53 in float64.
+    Box-Muller makes pairs of length sqrt(-2 log u); u is a multiple of 2^-24 in float32, of 2^-53 in float64.
     """
-    pairs = dpsgd.add_noise({"w": torch.zeros(8192)}, 1.0, generator)["w"].double().view(-1, 2, 8)     # as torch lays them out
+    noise = dpsgd.add_noise({"w": torch.zeros(8192)}, 1.0, generator)["w"].double()
+    pairs = noise.view(-1, 2, 8)                                         # as torch lays them out
     u = torch.exp(-pairs.square().sum(1) / 2).flatten()
-    steps = u[u < 0.05] * 2**24                                          # small u: rounding does not hide the lattice
+    steps = u[u < 0.05] * 2**24                                  # small u: rounding does not hide the lattice
     on_lattice = (steps - steps.round()).abs().mean() < 0.15             # a quarter, if there is none
     return math.sqrt(2 * (24 if on_lattice else 53) * math.log(2))
 
@@ -172,7 +173,7 @@ def reach(generator: torch.Generator) -> float:
 def beyond(present: Tensor, steps: int, sigma: float, longest: float) -> tuple[int, float]:
     """(count, lower limit of its probability at 95%) of the scores that no noise reaches without the canary.
 
-    Without it a score is noise alone, so P(E | out) = 0 and no epsilon helps: P(E | in) must be at most delta.
+    Without it a score is noise alone: P(E | out) = 0, no epsilon helps, P(E | in) must be at most delta.
     """
     count = int((present > steps * sigma * longest).sum())
     return count, float(clopper_pearson(count, len(present), 0.05)[0])
@@ -247,9 +248,10 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
     print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on the others")
     print(f"tight    epsilon  = {tight:.3f}   no correct proof can promise less")
     print(f"proven   epsilon <= {proven:.3f}   what train.py would state (accountant.epsilon)")
-    print(f"tail     {count} runs with the canary lie beyond {longest:.2f} sigma, where no noise gets without it: P >= "
-          f"{often:.1e}, to be at most delta")
-    print("verdict  " + ("no contradiction found" if fine else "BROKEN: this step does not do what was proven"))
+    print(f"tail     {count} runs with the canary lie beyond {longest:.2f} sigma, where noise alone never "
+          f"is: P >= {often:.1e}, to be at most delta")
+    verdict = "no contradiction found" if fine else "BROKEN: this step does not do what was proven"
+    print(f"verdict  {verdict}")
     return fine
 
 
@@ -283,7 +285,8 @@ def finetuned(s: train.Finetune, sigma: float, pictures: Tensor, labels: Tensor,
     for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
         lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
         examples = train.noised(pictures[lot], labels[lot], key, step, model.classes, s)
-        noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B, generator=secret)
+        noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
+                                       generator=secret)
         for name, p in trainable.items():
             p.grad = noisy[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)

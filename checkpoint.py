@@ -1,7 +1,7 @@
 """checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
 
-A checkpoint holds the adapter, its average, the optimiser, the random generator, the key of the draws and the ledger of steps, so
-that a resumed run repeats bit for bit what an uninterrupted one would have done: the same lots, the same noise.
+A checkpoint holds the adapter, its average, the optimiser, the random generators, the key of the draws and
+the ledger of steps, so that a resumed run repeats bit for bit what an uninterrupted one would have done.
 Repeating a step with NEW noise would be a second look at the private data that nobody counted.
 The generators' state would give the noise away, so only the owner may read the file, and a finished run deletes it.
 
@@ -107,14 +107,17 @@ def fingerprint(*tensors: Tensor) -> str:
 
 def snapshot(settings: dict, step: int, metrics: list, trainable: dict, average, optimizer, generators: list,
              key: Tensor) -> dict:
-    """All of a run's state after `step` steps, as plain tensors, numbers and strings; generators: [rank][generator] states;
-    key: of draws.py."""
+    """All of a run's state after `step` steps, as plain tensors, numbers and strings.
+
+    generators: [rank][generator] states; key: of draws.py
+    """
     return dict(settings=settings, step=step, metrics=metrics, trainable={k: p.detach() for k, p in trainable.items()},
                 average=average.shadow, updates=average.updates, optimizer=optimizer.state_dict(),
                 generators=generators, key=key)
 
 
-def restore(state: dict, trainable: dict, average, optimizer, generators: list, rank: int, key: Tensor) -> tuple[int, list]:
+def restore(state: dict, trainable: dict, average, optimizer, generators: list, rank: int,
+            key: Tensor) -> tuple[int, list]:
     """Put a snapshot back, in place; of the generators, this rank's. Returns (steps done, metrics so far)."""
     with torch.no_grad():
         for name, p in trainable.items():

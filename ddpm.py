@@ -28,8 +28,8 @@ import checkpoint
 class Schedule:
     """How much signal is left at each of the T steps; t = 0 is the least noisy, t = T - 1 nearly pure noise.
 
-    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps   [the paper; its released code is linear in
-                    sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10]
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps   [the paper; its released code is
+                    linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10]
     kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
     """
     T: int = 1000
@@ -90,8 +90,8 @@ def t_of(u: Tensor, timesteps: str = "uniform", schedule: Schedule = LINEAR) -> 
 
 def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
                      schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
-    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`. For public images: what an image gets depends
-    on who comes before it; private ones get theirs from draws.py.
+    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`. For public images: what an image
+    gets depends on who comes before it; private ones get theirs from draws.py.
 
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """

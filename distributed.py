@@ -1,8 +1,8 @@
 """distributed.py -- several processes, one mechanism.
 
-Each rank keeps its own share of the private images and draws its own Poisson lot from it with the same q: together that is
-one Poisson lot. Clipped sums are added by one all-reduce, rank 0 alone adds the noise (dpsgd.private_gradient),
-so the noise and the epsilon do not depend on the number of ranks. Rank 0 writes.
+Each rank keeps its own share of the private images and draws its own Poisson lot from it with the same q:
+together that is one Poisson lot. Clipped sums are added by one all-reduce, rank 0 alone adds the noise
+(dpsgd.private_gradient), so the noise and the epsilon do not depend on the number of ranks. Rank 0 writes.
 
   $ torchrun --standalone --nproc-per-node=2 train.py --device cpu --out runs/two
 """
@@ -16,32 +16,34 @@ import torch.distributed as dist
 
 
 def start(device: torch.device) -> tuple[int, int, torch.device]:
-    """(rank, ranks, device): joins the group that torchrun has announced; (0, 1, device) when run by itself."""
+    """(rank, ranks, device): joins the group that torchrun has announced; (0, 1, device) without one."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
-    signal.signal(signal.SIGTERM, lambda *_: lost())                     # torchrun's word that another rank has died
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    signal.signal(signal.SIGTERM, lambda *_: lost())             # torchrun's word that another rank has died
     return dist.get_rank(), ranks, device
 
 
 def lost() -> None:
     """End this rank because another one has died."""
-    sys.exit("another rank died, so the run ends here; the last checkpoint is intact: start again with --resume")
+    sys.exit("another rank died, so the run ends here; the last checkpoint is intact: "
+             "start again with --resume")
 
 
 def same_everywhere(params: dict[str, torch.Tensor]) -> None:
-    """Give all ranks rank 0's values: the adapters' random start, the key of the draws. Errors: as `answered`"""
+    """Give all ranks rank 0's values: the adapters' random start, the key of the draws."""
     if dist.is_initialized():
         for p in params.values():
             answered(dist.broadcast, p.data, 0)
 
 
 def states(generators: list[torch.Generator]) -> list[list[torch.Tensor]]:
-    """[rank][generator] -> state, for a checkpoint that every rank can resume from. All ranks must call it."""
+    """[rank][generator] -> state, for a checkpoint that all ranks can resume from. All must call it."""
     mine = [g.get_state() for g in generators]
     if not dist.is_initialized():
         return [mine]

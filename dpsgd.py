@@ -1,12 +1,13 @@
 """dpsgd.py -- a private gradient of any per-example loss; knows nothing of diffusion.
 
-    g_bar = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )            [DP-SGD, Abadi et al. 2016, Alg. 1]
+    g_bar = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )    [DP-SGD, Abadi et al. 2016, Alg. 1]
 
 The lot is a Poisson sample, one example moves the sum by at most C, the noise is drawn once a step:
 that is the sampled Gaussian mechanism whose epsilon accountant.py computes.
 
   $ python dpsgd.py           # norms before and after clipping, checked against a loop
 """
+import functools
 import os
 from typing import Callable
 
@@ -15,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.func import grad, vmap
 
-Params = dict[str, Tensor]                                       # name -> (*shape)
-Grads = dict[str, Tensor]                                        # name -> (n, *shape), one gradient per example
+Params = dict[str, Tensor]                               # name -> (*shape)
+Grads = dict[str, Tensor]                                # name -> (n, *shape), one gradient per example
 
 
 def poisson_sample(N: int, q: float, generator: torch.Generator | None = None) -> Tensor:
@@ -40,31 +41,33 @@ def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads
     Shapes: loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
     Randomness (t, noise) is drawn outside and passed in as examples.
     """
-    params = {name: p.detach() for name, p in params.items()}            # or the graph of every chunk of a lot would be kept
+    params = {name: p.detach() for name, p in params.items()}    # or the graph of every chunk would be kept
     return vmap(grad(loss), in_dims=(None,) + (0,) * len(examples))(params, *examples)
 
 
 def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tensor) -> Grads:
     """The same gradients from one ordinary backward pass: every example is given its own copy of params.
 
-    Private for the same reason: example i's loss reads only copy i, so the gradient of the sum of all losses
-    with respect to copy i is g_i. Layers must accept copies (lora.py's do), and must not mix examples.
+    Private for the same reason: example i's loss reads only copy i, so the gradient of the sum of all
+    losses with respect to copy i is g_i. Layers must accept copies (lora.py's do), and must not mix examples.
     Shapes: losses(copies, *examples) -> (n,), where copies is a dict of (n, *shape) -> dict of (n, *shape)
     """
     n = len(examples[0])
-    copies = {name: p.detach().expand(n, *p.shape).requires_grad_() for name, p in params.items()}   # n views, no memory
+    copies = {}
+    for name, p in params.items():
+        copies[name] = p.detach().expand(n, *p.shape).requires_grad_()   # n views, no memory
     return dict(zip(copies, torch.autograd.grad(losses(copies, *examples).sum(), list(copies.values()))))
 
 
 # -----------------------------------------------------------------------------
 # clip, sum, add noise
 #
-# All of it in float64, and rounded to the weights' precision once, at the very end: rounding a sum that has its noise is
-# post-processing, noise that is itself coarse is a leak. float32 normals come from uniforms of 24 bits: none is longer
-# than 5.77 standard deviations, so one that is says "image X was here"; and their lattice shows through one step's
-# sum.                                                                            [Mironov 2012; tests/test_noise.py]
+# All of it in float64, and rounded to the weights' precision once, at the very end: rounding a sum that has
+# its noise is post-processing, noise that is itself coarse is a leak. float32 normals come from uniforms of
+# 24 bits: none is longer than 5.77 standard deviations, so a release that lies further out says "this image
+# was here"; and their lattice shows through the sum of one step.          [Mironov 2012; tests/test_noise.py]
 
-SMALLEST_C = 1e-40                                               # gradient units; any C above it is exact in float64
+SMALLEST_C = 1e-40                                       # gradient units; C above it is exact in float64
 
 
 def float64(x: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def float64(x: Tensor) -> Tensor:
 def norms(grads: Grads) -> Tensor:
     """(n,) float64: the L2 norm of each example's gradient over ALL trainable tensors jointly.
 
-    In float64 no square of a float32 underflows to 0, which would let a long gradient pass unclipped, or overflows.
+    In float64 no square of a float32 overflows, or underflows to 0 and lets a long gradient pass unclipped.
     """
     each = [torch.linalg.vector_norm(float64(g.flatten(1)), dim=1) for g in grads.values()]
     return torch.linalg.vector_norm(torch.stack(each), dim=0)
@@ -90,21 +93,23 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
     Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5)
     """
     if not C >= SMALLEST_C:
-        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} (inf: no clipping)")
+        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} "
+                         f"(inf: no clipping)")
     norm = norms(grads)
     finite = norm.isfinite()
     factor = torch.where(finite, (C / norm).clamp(max=1), 0)             # (n,)
     total = {}
     for name, g in grads.items():
-        rows = float64(g.flatten(1)).masked_fill(~finite[:, None], 0)    # 0 * NaN is NaN: replace, do not multiply
-        total[name] = (factor @ rows).view(g.shape[1:])                  # in float64 no TF32 or autocast rounds it
+        rows = float64(g.flatten(1)).masked_fill(~finite[:, None], 0)    # 0 * NaN is NaN: do not multiply
+        total[name] = (factor @ rows).view(g.shape[1:])          # in float64 no TF32 or autocast rounds it
     return total
 
 
 def add_noise(total: Params, std: float, generator: torch.Generator | None = None) -> Params:
     """total + N(0, std^2 I), independent for every coordinate, in float64.
 
-    The normals are drawn on the CPU, from uniforms of 53 bits: the longest is 8.57 standard deviations (accountant.tail).
+    The normals are drawn on the CPU, from uniforms of 53 bits: the longest is 8.57 standard deviations
+    (accountant.tail).
     """
     if not std >= 0:
         raise ValueError(f"add_noise: std = {std}, expected a number >= 0")
@@ -118,35 +123,41 @@ def add_noise(total: Params, std: float, generator: torch.Generator | None = Non
     return noisy
 
 
-def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float, sigma: float,
-                     B: float, generator: torch.Generator | None = None, chunk: int = 256) -> Params:
+def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float,
+                     sigma: float, B: float, generator: torch.Generator | None = None,
+                     chunk: int = 256) -> Params:
     """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
 
-    per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so that memory for
-    gradients is bounded by `chunk` however large the lot. An empty lot is legal: pure noise is returned. In a
-    torch.distributed group the lot is this rank's part of the lot, and every rank gets the whole gradient.
+    per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so that
+    memory for gradients is bounded by `chunk` however large the lot. An empty lot is legal: pure noise is
+    returned. In a torch.distributed group the lot is this rank's part of the lot, and every rank gets the
+    whole gradient.
     Shapes:    examples: tensors (m, ...), the lot; returns dict of (*shape) in params' precision
-    Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, the same in every step
-    Guarantee: one example moves the sum by at most C, and the noise is drawn once: a Gaussian mechanism of multiplier sigma
+    Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, always the same
+    Guarantee: one example moves the sum by at most C, and the noise is drawn once: a Gaussian mechanism of
+               multiplier sigma
     """
     if chunk < 1 or not B > 0:
-        raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
+        raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, expected at least 1 and above 0")
     total = {name: float64(torch.zeros_like(p)) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in clip_and_sum(part, C).items():
             total[name] += g
     rank = dist.get_rank() if dist.is_initialized() else 0
-    std = sigma * C if sigma and rank == 0 else 0.0                      # once a step: after all chunks, by one rank
+    std = sigma * C if sigma and rank == 0 else 0.0              # once a step: after all chunks, by one rank
     noisy = add_noise(total, std, generator)
     if dist.is_initialized():
         noisy = sum_over_ranks(noisy)
-    mean = {name: g / B for name, g in noisy.items()}                    # not the realised lot size: that is private
+    mean = {name: g / B for name, g in noisy.items()}            # not the realised lot size: that is private
     return {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
 
 
 def sum_over_ranks(total: Params) -> Params:
-    """The sum over all ranks of a torch.distributed group, in one all-reduce. Errors: a rank died -> ConnectionError"""
+    """The sum over all ranks of a torch.distributed group, in one all-reduce.
+
+    Errors: a rank died -> ConnectionError
+    """
     flat = torch.cat([g.flatten() for g in total.values()])
     try:
         dist.all_reduce(flat)
@@ -157,7 +168,7 @@ def sum_over_ranks(total: Params) -> Params:
 
 
 def os_generator(seed: int | None = None) -> torch.Generator:
-    """A CPU generator seeded by the operating system, or reproducibly by `seed` (then the noise is not secret).
+    """CPU generator seeded by the operating system, or reproducibly by `seed` (the noise is not secret then).
 
     torch seeds its Mersenne Twister with 32 bits, few enough to try them all; here all 624 words of its
     state come from os.urandom. It is still no cryptographic generator (docs/privacy.md).
@@ -178,13 +189,15 @@ if __name__ == "__main__":
     x, y, w = torch.randn(8, 3), torch.randn(8), {"w": torch.randn(3)}
     x[7] *= 100                                                          # an outlier
     y[6] = float("nan")                                                  # and a broken example
-    loss = lambda params, x, y: (x @ params["w"] - y).square()
+    def loss(params, x, y):
+        return (x @ params["w"] - y).square()
     g, C = per_sample_grads(loss, w, x, y), 2.0
     one_by_one = torch.stack([grad(loss)(w, x[i], y[i])["w"] for i in range(8)])
     print(f"example    norm before    after clipping to C = {C:g}")
     for i, norm in enumerate(norms(g).tolist()):
         after = clip_and_sum({"w": g["w"][i:i + 1]}, C)["w"].norm()
         print(f"{i:>7} {norm:>14.3f} {after:>14.3f}")
-    print(f"vmap(grad) against a loop: largest difference {(g['w'] - one_by_one)[y.isfinite()].abs().max():.1g}")
-    print(f"noise added once to the sum of all: std sigma C = 1.5 x {C:g} per coordinate -> "
-          f"{private_gradient(lambda p, *e: per_sample_grads(loss, p, *e), w, (x, y), C=C, sigma=1.5, B=8)['w'].tolist()}")
+    apart = (g["w"] - one_by_one)[y.isfinite()].abs().max()
+    print(f"vmap(grad) against a loop: largest difference {apart:.1g}")
+    noisy = private_gradient(functools.partial(per_sample_grads, loss), w, (x, y), C=C, sigma=1.5, B=8)
+    print(f"noise added once to the sum of all, of std sigma C = 1.5 x {C:g}: {noisy['w'].tolist()}")

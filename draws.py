@@ -1,13 +1,14 @@
-"""draws.py -- random numbers that belong to one image: functions of (key, step, the image), and of nothing else.
+"""draws.py -- random numbers that belong to one image: functions of (key, step, image) and of nothing else.
 
-Why: t, the diffusion noise and the dropped labels are not the privacy noise and are not secret. Drawn one after
-another for a lot, though, an image that joins gives everybody behind it other numbers, and to an attacker who knows them
-it moves the sum by many C. Here nobody else's numbers change: given ALL of them, one image still moves the sum by at most C.
-An image is named by its bytes: a number of its place in the data would change when an image before it is taken out.
+Why: t, the diffusion noise and the dropped labels are not the privacy noise and are not secret. Drawn one
+after another for a lot, though, an image that joins gives everybody behind it other numbers, and to an
+attacker who knows them it moves the sum by many C. Here nobody else's numbers change: given ALL of them, one
+image still moves the sum by at most C. An image is named by its bytes: its place in the data would change
+when an image before it is taken out.
 
-    output k of the stream with seed s is  mix(s + k gamma),  k = 1, 2, ...       [SplitMix64, Steele, Lea & Flood 2014]
+    output k of the stream with seed s is  mix(s + k gamma), k = 1, 2, ..   [SplitMix64, Steele et al. 2014]
 
-  $ python draws.py           # the published test vector, one image's draws in two lots, the speed
+  $ python draws.py           # the published test vector, one image's draws in two lots, the time they take
 """
 import math
 import time
@@ -15,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-GAMMA = 0x9E3779B97F4A7C15 - 2**64                               # 2^64 / golden ratio, odd; int64 arithmetic wraps around
+GAMMA = 0x9E3779B97F4A7C15 - 2**64                       # 2^64 / golden ratio, odd; int64 wraps around
 
 
 def shifted(z: Tensor, bits: int) -> Tensor:
@@ -24,7 +25,7 @@ def shifted(z: Tensor, bits: int) -> Tensor:
 
 
 def mix(z: Tensor) -> Tensor:
-    """SplitMix64's finisher: every bit of the result depends on every bit of z. int64 -> int64, a bijection."""
+    """SplitMix64's finisher, a bijection: all bits of the result depend on all bits of z. int64 -> int64"""
     z = (z ^ shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
     return z ^ shifted(z, 31)
@@ -33,12 +34,12 @@ def mix(z: Tensor) -> Tensor:
 def streams(key: Tensor, step: int, images: Tensor) -> Tensor:
     """(n,) int64: the seed of each image's own stream in this step.
 
-    Shapes:    key: one int64; images (n, C, H, W) uint8
+    Shapes:    key: one int64; images (n, C, H, W), of any type
     Guarantee: entry i is a function of key, step and the bytes of image i alone
     """
-    pixels = images.flatten(1).long()                                    # (n, d)
-    weights = mix(GAMMA * torch.arange(1, pixels.shape[1] + 1, device=images.device))
-    name = (pixels * weights).sum(1)
+    content = images.flatten(1).view(torch.uint8).long()                 # (n, bytes)
+    weights = mix(GAMMA * torch.arange(1, content.shape[1] + 1, device=images.device))
+    name = (content * weights).sum(1)
     return mix(mix(mix(key) + step) + name)
 
 
@@ -54,10 +55,10 @@ def uniforms(seeds: Tensor, first: int, count: int) -> Tensor:
 
 
 def normals(seeds: Tensor, first: int, count: int) -> Tensor:
-    """(n, count) float32 of N(0, 1), from outputs first + 1, ..., first + ceil(count / 2).        [Box & Muller 1958]
+    """(n, count) float32 of N(0, 1), from outputs first + 1, ..., first + ceil(count / 2).   [Box & Muller]
 
-    Each output gives two uniforms of 32 bits and so two normals, at most 6.8 long: for the diffusion's noise, never for
-    privacy's.
+    Each output gives two uniforms of 32 bits and so two normals, at most 6.8 long: enough for the diffusion's
+    noise, and never to be used for privacy's.
     """
     z = outputs(seeds, first, math.ceil(count / 2))
     radius = ((shifted(z, 32).float() + 0.5) * 2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
@@ -66,9 +67,9 @@ def normals(seeds: Tensor, first: int, count: int) -> Tensor:
 
 
 def t_noise_and_drop(seeds: Tensor, K: int, shape: tuple) -> tuple[Tensor, Tensor, Tensor]:
-    """The draws of one step: u (n, K) uniform, from which t is made; noise (n, K, *shape); one more uniform (n,).
+    """The draws of one step: u (n, K) uniform, to make t of; noise (n, K, *shape); one more uniform (n,).
 
-    One draw's noise after the other, so that what is held in between is a K-th of the noise.
+    One draw's noise after the other: what is held in between is a K-th of the whole.
     """
     count = math.prod(shape)
     noise = torch.empty((len(seeds), K, count), device=seeds.device)
@@ -83,7 +84,7 @@ if __name__ == "__main__":
     images, key = torch.randint(256, (512, 1, 28, 28), dtype=torch.uint8), torch.tensor(5)
     for name, lot in (("whole lot", images), ("without the first", images[1:])):
         u, noise, drop = t_noise_and_drop(streams(key, 1, lot), 2, (1, 28, 28))
-        print(f"{name:<18} the last image's u = {u[-1].tolist()}, its first noise {noise[-1, 0, 0, 0, :3].tolist()}")
+        print(f"{name:<18} the last image's u {u[-1].tolist()}, noise {noise[-1, 0, 0, 0, :3].tolist()} ..")
     for name, draw in (("these draws", lambda: t_noise_and_drop(streams(key, 1, images), 2, (1, 28, 28))),
                        ("torch.randn", lambda: torch.randn(512, 2, 1, 28, 28))):
         start = time.time()

@@ -44,14 +44,15 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
     try:
         config = json.loads((folder / "config.json").read_text())
         base = Path(config["base"])
-        config["side"], config["guidance"], config["sample_steps"], config["base_sha256"]        # a KeyError now
+        trained_on = config["base_sha256"]
+        config["side"], config["guidance"], config["sample_steps"]       # a KeyError now
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by train.py") from None
     path = base if base.exists() else Path(__file__).parent / base
     model = ddpm.load_unet(path)
-    if checkpoint.fingerprint(*model.state_dict().values()) != config["base_sha256"]:
-        raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; expected the one whose "
-                         f"weights have SHA-256 {config['base_sha256'][:12]}...")
+    if checkpoint.fingerprint(*model.state_dict().values()) != trained_on:
+        raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
+                         f"expected the one whose weights have SHA-256 {trained_on[:12]}...")
     return model if public else lora.merge(lora.load(model, folder))     # one weight a layer: a third faster than W and B A apart
 
 

@@ -4,25 +4,25 @@
     by one image and all sets S of adapters,  P[train(D) in S] <= e^epsilon P[train(D') in S] + delta.
                                                                             [Dwork & Roth 2014, Def. 2.4]
 
-What is covered is the FOLDER of a finished run. The screen, the log, the exit code, the time that a step takes and the
-checkpoint are the curator's alone: they may depend on single private images, and no epsilon covers them.
+What is covered is the FOLDER of a finished run. The screen, the log, the exit code, the time that a step
+takes and the checkpoint are the curator's alone: they may depend on single images, no epsilon covers them.
 """
 import math
 
 import accountant
 
-COVERED = "the folder of the finished run: the adapter, its tables and pictures, and every image ever drawn with it"
+COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
 NOISE = "float64 normals, added in float64, rounded once"
 NOT_COVERED = [
     "a person with several images: the unit is ONE image",
-    "other runs on the same images: their losses add up (python accountant.py compose A/privacy.json B/privacy.json)",
+    "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",
     "choices made by looking at the private images before the run, such as hyper-parameters tuned on them",
     "N, the names of the classes and the data set's existence: they are declared, and public",
     "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
     "what the curator alone sees: the screen, the log, the exit code, and how long each step takes",
     "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
     "the network between ranks: clipped sums cross it before the noise is added",
-    "attacks on the arithmetic beyond this: the noise is no exact Gaussian, and its generator is not cryptographic",
+    "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not cryptographic",
     "what the public base model learnt: the shipped ones saw only drawings made by code",
     "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
 ]
@@ -31,19 +31,24 @@ NOT_COVERED = [
 def plan(s, sigma: float, trained: int, total: int) -> str:
     """Every public constant of a run (train.Finetune s), before the first private image is read.
 
-    Errors: so little noise that its longest value gives an image away more often than delta / 100 -> ValueError
+    Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
     if s.epsilon < math.inf and accountant.tail(s.B / s.N, sigma, s.steps) > s.delta / 100:
-        raise ValueError(f"--epsilon {s.epsilon:g} leaves so little noise (sigma = {sigma:.3f}) that float64 normals are too short "
-                         f"for delta = {s.delta:g}; expected a smaller --epsilon, or inf for a run without privacy")
-    lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {s.B / s.N:.5f}, T = {s.steps} steps",
-             f"          epsilon <= {s.epsilon:g} at delta = {s.delta:g}  ->  sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
+        raise ValueError(f"--epsilon {s.epsilon:g} leaves so little noise (sigma = {sigma:.3f}) that float64 "
+                         f"normals are too short for delta = {s.delta:g}; expected a smaller --epsilon, or "
+                         f"inf for a run without privacy")
+    q, norm = s.B / s.N, sigma * math.sqrt(trained) / s.B
+    lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
+             f"          epsilon <= {s.epsilon:g} at delta = {s.delta:g}  ->  sigma = {sigma:.4f}; "
+             f"C = {s.C:g}, K = {s.K}",
              f"          training {trained:,} of {total:,} weights: the noise on the mean gradient has norm "
-             f"{sigma * math.sqrt(trained) / s.B:.2f} C"]
+             f"{norm:.2f} C"]
     if s.epsilon == math.inf:
-        lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline; its output may give away any private image.")
+        lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline; its output may give away any "
+                     "private image.")
     if s.seed is not None:
-        lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for tests and teaching.")
+        lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
+                     "tests and teaching.")
     return "\n".join(lines)
 
 
@@ -58,11 +63,13 @@ def after(s, sigma: float, steps: int) -> dict:
         pld = accountant.pld_epsilon(s.B / s.N, sigma, steps, s.delta)
     spent = pld if s.accountant == "pld" else rdp
     if spent > s.epsilon:
-        raise RuntimeError(f"spent epsilon = {spent} > promised {s.epsilon}: calibrate and epsilon disagree; nothing was saved")
+        raise RuntimeError(f"spent epsilon = {spent} > promised {s.epsilon}: calibrate and epsilon disagree; "
+                           f"nothing was saved")
     private = s.epsilon < math.inf and s.seed is None
     return dict(private=private, epsilon=shown(spent), delta=s.delta,
-                neighbours="add or remove one image", unit_of_privacy="one image", N=s.N, B=s.B, q=s.B / s.N, C=s.C, K=s.K,
-                sigma=sigma, steps=steps, mechanism="Poisson-sampled Gaussian, one noise draw a step",
+                neighbours="add or remove one image", unit_of_privacy="one image",
+                N=s.N, B=s.B, q=s.B / s.N, C=s.C, K=s.K, sigma=sigma, steps=steps,
+                mechanism="Poisson-sampled Gaussian, one noise draw a step",
                 noise=NOISE if sigma > 0 else "none", tail=accountant.tail(s.B / s.N, sigma, steps),
                 accountant=s.accountant, epsilon_rdp=shown(rdp), epsilon_pld=shown(pld), best_order=order,
                 covers=COVERED if private else "nothing", does_not_cover=NOT_COVERED)

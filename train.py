@@ -70,7 +70,9 @@ class Finetune:
                    lambda n: n >= 0, "the declared number of private images")
     B: int = field(512, "expected batch size, images; sampling rate q = B/N", *COUNT)
     steps: int = field(110, "T, optimiser steps, one use of the private data each", *COUNT)
-    C: float = field(0.003, "clipping norm of one image's gradient, in gradient units", lambda c: dpsgd.SMALLEST_C <= c <= 1e30 or c == math.inf, "a norm above 0, 1e-40 to 1e30")
+    C: float = field(0.003, "clipping norm of one image's gradient, in gradient units",
+                     lambda c: dpsgd.SMALLEST_C <= c <= 1e30 or c == math.inf,
+                     "a norm above 0, 1e-40 to 1e30")
     K: int = field(2, "noise multiplicity: draws of (t, noise) averaged inside one image's loss", *COUNT)
     timesteps: str = field("uniform", "how t is drawn: uniform (paper), or middle: more often where shape is decided",
                            lambda how: how in ddpm.TIMESTEPS, " or ".join(ddpm.TIMESTEPS))
@@ -124,9 +126,9 @@ def check(s):
 
 def noised(images: torch.Tensor, labels: torch.Tensor, key: torch.Tensor, step: int, classes: int | None,
            s: Finetune) -> tuple[torch.Tensor, ...]:
-    """(x0, labels, t, noise): a lot's images with their K draws, each image's a function of (key, step, the image) alone.
+    """(x0, labels, t, noise): a lot's images and K draws of each, functions of (key, step, the image) alone.
 
-    So one image still moves the sum by at most C for someone who knows all draws: they need not be secret.
+    So one image moves the sum by at most C even for someone who knows all draws: they need not be secret.
     Shapes: images (n, C, H, W) uint8, labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
     """
     u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, images), s.K, images.shape[1:])
@@ -136,12 +138,12 @@ def noised(images: torch.Tensor, labels: torch.Tensor, key: torch.Tensor, step: 
 
 
 def private_gradients(model: ddpm.UNet, frozen: dict, s: Finetune):
-    """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, ready for dpsgd.private_gradient."""
+    """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, for dpsgd.private_gradient."""
     def losses(params, x0, labels, t, noise):
         def network(*args):
             return functional_call(model, (params, frozen), args)
         with ddpm.autocast(x0.device):
-            return ddpm.loss(network, x0, labels, t, noise, weighting=s.weighting)   # (n,): an image's K draws are averaged here
+            return ddpm.loss(network, x0, labels, t, noise, weighting=s.weighting)    # (n,): mean of K draws
 
     def one_loss(params, *example):
         return losses(params, *(e[None] for e in example))[0]
@@ -168,8 +170,8 @@ def finetune(s: Finetune) -> None:
     say(statement.plan(s, sigma, sum(p.numel() for p in trainable.values()), sum(p.numel() for p in model.parameters())))
     say(f"          {s.train}: {adapted} layers adapted; {ranks} x {device.type}")
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size)
-    if model.classes is not None:                                        # an image without a class of the base counts as no
-        known = (labels >= 0) & (labels < model.classes)                 # image: a run refused because of it would tell of it
+    if model.classes is not None:                                # an image whose label the base does not know
+        known = (labels >= 0) & (labels < model.classes)         # counts as no image: refusing would tell
         images, labels = images[known], labels[known]
     fits(model, images, labels, s)
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
@@ -178,43 +180,46 @@ def finetune(s: Finetune) -> None:
         prepare_folder(out, s.resume)
     images, labels = images[rank::ranks].to(device), labels[rank::ranks].to(device)           # this rank's own share
 
-    secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)                    # lots and privacy noise
+    secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)       # lots and privacy noise
     key = int.from_bytes(os.urandom(8), "little", signed=True) if s.seed is None else s.seed
-    key = torch.tensor(key, device=device)                               # of t, diffusion noise, dropped labels: not secret
+    key = torch.tensor(key, device=device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer = torch.optim.Adam(trainable.values(), lr=s.lr)
     average = ddpm.EMA(trainable, s.ema)
     done, metrics = 0, []
     if s.resume:
-        done, metrics = checkpoint.restore(checkpoint.load(out / "checkpoint.pt", mechanism), trainable, average, optimizer,
-                                           [secret], rank, key)
+        state = checkpoint.load(out / "checkpoint.pt", mechanism)
+        done, metrics = checkpoint.restore(state, trainable, average, optimizer, [secret], rank, key)
 
     per_sample = private_gradients(model, frozen, s)
     stop = checkpoint.stop_cleanly() if ranks == 1 else threading.Event()
     for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="private",
                             disable=rank > 0)):
-        lot = dpsgd.poisson_sample(len(images), q, secret).to(device)                             # (i)   random size, 0 is legal
-        examples = noised(images[lot], labels[lot], key, step, model.classes, s)                  #       K draws of (t, noise)
-        gradient = dpsgd.private_gradient(per_sample, trainable, examples,                        # (ii)  one gradient per image,
-                                          C=s.C, sigma=sigma, B=s.B, generator=secret,            # (iii) clipped to C, summed,
-                                          chunk=max(1, s.chunk // s.K))                           # (iv)  + noise once, (v) / B
+        lot = dpsgd.poisson_sample(len(images), q, secret).to(device)    # (i)   random size, 0 is legal
+        examples = noised(images[lot], labels[lot], key, step, model.classes, s)     # K draws of (t, noise)
+        gradient = dpsgd.private_gradient(                               # (ii)  one gradient per image,
+            per_sample, trainable, examples,                             # (iii) clipped to C, summed,
+            C=s.C, sigma=sigma, B=s.B, generator=secret,                 # (iv)  + noise once,
+            chunk=max(1, s.chunk // s.K))                                # (v)   / B
         for name, p in trainable.items():
             p.grad = gradient[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)
-        optimizer.step()                                                                          # (vi)  post-processing: free
+        optimizer.step()                                                 # (vi)  post-processing: free
         average.update(trainable)
-        spent, order = accountant.epsilon(q, sigma, step, s.delta)                                # of the steps that ran
+        spent, order = accountant.epsilon(q, sigma, step, s.delta)       # of the steps that ran
         metrics.append([step, spent, order])
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         peek = s.peek > 0 and step % s.peek == 0
         if peek or step % s.save_every == 0 or step == s.steps or stop.is_set():
             generators = distributed.states([secret])
             if rank == 0:
-                checkpoint.save(out / "checkpoint.pt", checkpoint.snapshot(mechanism, step, metrics, trainable, average, optimizer,
-                                                                           generators, key))
-        if peek and rank == 0:                                           # after the save: what was shown is never run again
+                state = checkpoint.snapshot(mechanism, step, metrics, trainable, average, optimizer,
+                                            generators, key)
+                checkpoint.save(out / "checkpoint.pt", state)
+        if peek and rank == 0:                                   # after the save: no step is shown twice
             with average.applied(trainable):
-                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance)
+                strip = out / f"peek-{step:05d}.png"
+                sample.class_strip(strip, model, images.shape[1:], s.sample_steps, s.guidance)
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}, epsilon spent so far {spent:.4f}; go on with --resume")
     if rank == 0:
@@ -232,10 +237,11 @@ def fits(model: ddpm.UNet, images: torch.Tensor, labels: torch.Tensor, s) -> Non
     channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
     step = model.patch * 2 ** (len(model.config["multipliers"]) - 1)
     if images.shape[1] != channels or side % step:
-        raise ValueError(f"--data {s.data} has {images.shape[1]} channels and side {side}; expected {channels} channels and "
-                         f"a side that {step} divides: use another base")
+        raise ValueError(f"--data {s.data} has {images.shape[1]} channels and side {side}; expected "
+                         f"{channels} channels and a side that {step} divides: use another base")
     if classes is not None and len(labels) and labels.max() >= classes:
-        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}; expected labels below {classes}: use another base")
+        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}; expected labels below "
+                         f"{classes}: use another base")
 
 
 def prepare_folder(out: Path, resume: bool) -> None:
@@ -243,7 +249,7 @@ def prepare_folder(out: Path, resume: bool) -> None:
     if resume:
         return
     mine = [name for name in ("privacy.json", "checkpoint.pt", "adapter_model.bin", "config.json") if (out / name).exists()]
-    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # shown by a run that was killed: they count, too
+    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # of a killed run: they count
     if mine:
         can_go_on = "checkpoint.pt" in mine and "privacy.json" not in mine
         hint = "--resume goes on with it, or choose" if can_go_on else "choose"
@@ -293,8 +299,8 @@ def main() -> None:
     parser, s = parse(Finetune, sys.argv[1:])
     try:
         finetune(check(s))
-    except ConnectionError:
-        distributed.lost()                                               # no other error is another rank's fault
+    except ConnectionError:                                      # no other error is another rank's fault
+        distributed.lost()
     except (ValueError, OSError) as e:
         parser.error(str(e))
 

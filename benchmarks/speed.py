@@ -205,9 +205,11 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     model = ddpm.load_unet(ROOT / "assets" / "base.pt")
     lora.inject(model, 16, 16)
     trainable, frozen = lora.split(model.to(device))
-    key, pick, s = torch.tensor(0, device=device), torch.randperm(resident)[:lot].to(device), train.Finetune(K=1)
+    key, s = torch.tensor(0, device=device), train.Finetune(K=1)
+    pick = torch.randperm(resident)[:lot].to(device)
     examples = train.noised(images[pick], labels[pick], key, 1, model.classes, s)
-    dpsgd.private_gradient(train.private_gradients(model, frozen, s), trainable, examples, C=0.01, sigma=1.0, B=lot,
+    per_sample = train.private_gradients(model, frozen, s)
+    dpsgd.private_gradient(per_sample, trainable, examples, C=0.01, sigma=1.0, B=lot,
                            generator=dpsgd.os_generator(), chunk=chunk)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,5 @@
 """The accountant's theorems. The oracle is the definition: an integral, a binomial sum, a closed form."""
+import json
 import math
 import subprocess
 import sys
@@ -150,10 +151,12 @@ def test_extreme_settings_are_finite(q, sigma, steps):
 def test_runs_on_the_same_images_add_up():
     """The definition: at each order the RDP of all steps together; and a run in two halves is the run."""
     one, two = (0.02, 0.7, 100), (0.1, 1.6, 30)
-    assert accountant.composed_epsilon([one, one], 1e-5) == pytest.approx(accountant.epsilon(0.02, 0.7, 200, 1e-5)[0])
+    whole = accountant.epsilon(0.02, 0.7, 200, 1e-5)[0]
+    assert accountant.composed_epsilon([one, one], 1e-5) == pytest.approx(whole)
     orders = 1 + np.geomspace(0.1, 100, 400)
     together = sum(steps * accountant.rdp(q, sigma, orders) for q, sigma, steps in (one, two))
-    assert accountant.composed_epsilon([one, two], 1e-5) == pytest.approx(accountant.to_epsilon(together, orders, 1e-5)[0], rel=1e-3)
+    best = accountant.to_epsilon(together, orders, 1e-5)[0]
+    assert accountant.composed_epsilon([one, two], 1e-5) == pytest.approx(best, rel=1e-3)
     assert accountant.composed_epsilon([one, (0.02, 0.0, 1)], 1e-5) == math.inf
 
 
@@ -268,3 +271,25 @@ def test_the_program_prints_what_the_functions_return():
 def test_the_program_refuses_bad_flags(flags):
     done = run(*flags)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+
+
+def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypatch, capsys):
+    runs = [dict(q=0.02, sigma=0.7, steps=100), dict(q=0.1, sigma=1.6, steps=30)]
+    for i, run in enumerate(runs):
+        (tmp_path / f"{i}.json").write_text(json.dumps(run))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json"])
+    accountant.main()
+    together = accountant.composed_epsilon([tuple(run.values()) for run in runs], 1e-5)
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == f"{together:.4f}"
+
+
+@pytest.mark.parametrize("argv", [["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["dispose", "bad.json"]])
+def test_what_cannot_be_composed_is_refused_in_one_line(argv, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.json").write_text('{"q": 2, "sigma": 1, "steps": 1}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["accountant.py", *argv])
+    with pytest.raises(SystemExit) as stopped:
+        accountant.main()
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(shown.splitlines()) == 1 and "expected" in shown, shown

@@ -112,7 +112,7 @@ def test_every_fault_is_caught(name):
 
 
 def test_at_q_1_the_verdict_goes_by_the_tight_value(monkeypatch):
-    """A lower bound between the tight value and the proven one is a contradiction: at q = 1 tight is exact."""
+    """A lower bound between the tight value and the proven one is a contradiction: tight is exact."""
     proven, tight = audit.upper_bounds(1.0, 1.0, 1, 1e-5)
     for epsilon, fine in ((0.999 * tight, True), ((tight + proven) / 2, False)):
         monkeypatch.setattr(audit, "lower_bound", lambda *_: audit.Finding(epsilon, "", 0.5, 0.5))

@@ -136,7 +136,7 @@ def test_the_true_noise_samples_the_true_image():
 
 
 def test_every_jump_of_ddim_lands_where_q_sample_noises_to():
-    """With the true noise as prediction, the sampler's x at each t is q_sample(x0, t, noise): one schedule for both."""
+    """With the true noise predicted, the sampler's x at each t is q_sample(x0, t, noise): one schedule."""
     x0, noise, seen = torch.rand(2, 1, 4, 4) * 2 - 1, torch.randn(2, 1, 4, 4), []
 
     class Oracle(Recorder):

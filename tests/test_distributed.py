@@ -46,7 +46,7 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
         results = manager.dict()
         mp.spawn(one_rank, (str(tmp_path), results), nprocs=2)
         results = dict(results)
-    assert results[0, "start"] == results[1, "start"] == [0, 0, 0, 0], "all ranks must start where rank 0 does"
+    assert results[0, "start"] == results[1, "start"] == [0, 0, 0, 0], "all ranks start where rank 0 does"
     params, x = problem()
     for name, lot in (("lots", x), ("only rank 1", x[:3]), ("empty", x[:0])):
         alone = dpsgd.private_gradient(squares, params, (lot,), **STEP, generator=torch.Generator().manual_seed(10))

@@ -13,7 +13,7 @@ MASK = 2**64 - 1
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
-    """The published algorithm, in whole numbers that cannot overflow.                       [Steele, Lea & Flood 2014]"""
+    """The published algorithm, in whole numbers that cannot overflow.        [Steele, Lea & Flood 2014]"""
     words = []
     for k in range(1, count + 1):
         z = (seed + k * 0x9E3779B97F4A7C15) & MASK
@@ -28,7 +28,8 @@ def pictures(n: int) -> torch.Tensor:
 
 
 def test_outputs_are_splitmix64():
-    assert splitmix64(1234567, 3) == [6457827717110365317, 3203168211198807973, 9817491932198370423]      # published
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert splitmix64(1234567, 3) == published
     seeds = [0, 1, -1, 2**63 - 1, -2**63, 1234567]
     found = draws.outputs(torch.tensor(seeds), 2, 3).tolist()
     for seed, row in zip(seeds, found):
@@ -49,15 +50,26 @@ def test_another_key_step_or_image_has_draws_of_its_own(change):
     images = pictures(500)
     before = draws.t_noise_and_drop(draws.streams(KEY, 1, images), 2, (1, 4, 4))
     images[:, 0, 3, 3] += change.get("pixel", 0)                         # one grey level of one pixel
-    after = draws.t_noise_and_drop(draws.streams(change.get("key", KEY), change.get("step", 1), images), 2, (1, 4, 4))
+    streams = draws.streams(change.get("key", KEY), change.get("step", 1), images)
+    after = draws.t_noise_and_drop(streams, 2, (1, 4, 4))
     for one, other in zip(before, after):
         correlation = np.corrcoef(one.flatten(), other.flatten())[0, 1]
         assert abs(correlation) < 5 / one.numel() ** 0.5 and not torch.equal(one, other)
 
 
+def test_an_image_is_named_by_every_bit_it_has():
+    """Also where it is no picture but a latent: the next float32 is another image."""
+    x = torch.randn(50, 3, 2, 2)
+    y = x.clone()
+    y[:, 2, 1, 1] = torch.nextafter(y[:, 2, 1, 1], torch.tensor(9.0))
+    assert len({*draws.streams(KEY, 1, x).tolist(), *draws.streams(KEY, 1, y).tolist()}) == 100
+
+
 def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_nothing():
-    u, noise, drop = draws.t_noise_and_drop(draws.streams(KEY, 1, pictures(4000)), 2, (1, 3, 3))          # 9: an odd number
-    assert scipy.stats.kstest(u.flatten(), "uniform").pvalue > 1e-3 and scipy.stats.kstest(drop, "uniform").pvalue > 1e-3
+    streams = draws.streams(KEY, 1, pictures(4000))
+    u, noise, drop = draws.t_noise_and_drop(streams, 2, (1, 3, 3))       # 9: an odd number
+    for uniform in (u.flatten(), drop):
+        assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-3
     assert scipy.stats.kstest(noise.flatten(), "norm").pvalue > 1e-3 and noise.isfinite().all()
     columns = torch.cat([u, drop[:, None], noise.flatten(1)], dim=1)     # 2 + 1 + 18 numbers an image
     between = np.corrcoef(columns.T.numpy()) - np.eye(columns.shape[1])
@@ -65,8 +77,10 @@ def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_n
 
 
 def test_a_label_is_dropped_image_by_image_at_the_declared_rate():
-    labels = train.noised(pictures(4000), torch.zeros(4000, dtype=torch.int64), KEY, 1, 10, train.Finetune(drop=0.1))[1]
-    assert set(labels.tolist()) == {0, 10} and abs((labels == 10).float().mean() - 0.1) < 5 * (0.09 / 4000) ** 0.5
+    zeros, s = torch.zeros(4000, dtype=torch.int64), train.Finetune(drop=0.1)
+    labels = train.noised(pictures(4000), zeros, KEY, 1, 10, s)[1]
+    assert set(labels.tolist()) == {0, 10}
+    assert abs((labels == 10).float().mean() - 0.1) < 5 * (0.09 / 4000) ** 0.5
 
 
 @pytest.mark.parametrize("timesteps", ddpm.TIMESTEPS)

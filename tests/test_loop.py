@@ -1,6 +1,7 @@
-"""Theorems about the private loop itself: what reaches the published folder, what the ranks share, what --resume takes up.
+"""Theorems about the private loop itself: what is published, what ranks share, what --resume takes up.
 
-The mechanism (dpsgd.private_gradient) is private; these theorems say that the loop around it adds nothing to what it returned.
+The mechanism (dpsgd.private_gradient) is private; these theorems say that the loop around it adds nothing to
+what it returned.
 """
 import json
 from pathlib import Path
@@ -43,7 +44,7 @@ def ignorant():
 
 
 def spied(monkeypatch):
-    """private_gradient's (params, examples, settings) of every step, in a list that fills while a run lasts."""
+    """private_gradient's (params, examples, settings) of every step, a list that fills while a run lasts."""
     seen, real = [], dpsgd.private_gradient
 
     def spy(per_sample, params, examples, **settings):
@@ -55,8 +56,9 @@ def spied(monkeypatch):
 
 # --- what is published
 
-def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_private_gradient_returned(tmp_path, monkeypatch):
-    """200 images, and 3 others, so that most lots are empty; private_gradient returns the same noise: the same folder."""
+def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_private_gradient_returned(
+        tmp_path, monkeypatch):
+    """200 images, and 3 others, so that most lots are empty; the same noise is returned: the same folder."""
     published = []
     for images in (IMAGES, 3):
         monkeypatch.chdir(make_place(tmp_path / str(images), images, seed=images))
@@ -85,22 +87,27 @@ def test_privacy_json_says_exactly_this():
     sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
     rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
     assert statement.after(s, sigma, 6) == {
-        "private": True, "epsilon": rdp, "delta": 1e-3, "neighbours": "add or remove one image", "unit_of_privacy": "one image",
+        "private": True, "epsilon": rdp, "delta": 1e-3,
+        "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
         "noise": "float64 normals, added in float64, rounded once", "tail": accountant.tail(Q, sigma, 6),
-        "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": accountant.pld_epsilon(Q, sigma, 6, 1e-3), "best_order": order,
-        "covers": "the folder of the finished run: the adapter, its tables and pictures, and every image ever drawn with it",
+        "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": accountant.pld_epsilon(Q, sigma, 6, 1e-3),
+        "best_order": order,
+        "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
+                  "with it",
         "does_not_cover": [
             "a person with several images: the unit is ONE image",
-            "other runs on the same images: their losses add up (python accountant.py compose A/privacy.json B/privacy.json)",
-            "choices made by looking at the private images before the run, such as hyper-parameters tuned on them",
+            "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",
+            "choices made by looking at the private images before the run, such as hyper-parameters tuned on "
+            "them",
             "N, the names of the classes and the data set's existence: they are declared, and public",
             "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
             "what the curator alone sees: the screen, the log, the exit code, and how long each step takes",
             "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
             "the network between ranks: clipped sums cross it before the noise is added",
-            "attacks on the arithmetic beyond this: the noise is no exact Gaussian, and its generator is not cryptographic",
+            "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
+            "cryptographic",
             "what the public base model learnt: the shipped ones saw only drawings made by code",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
     for public in (train.check(train.Finetune(epsilon=float("inf"))), train.check(train.Finetune(seed=1))):
@@ -111,7 +118,7 @@ def test_privacy_json_says_exactly_this():
 # --- what a step is made of
 
 def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_labels(monkeypatch):
-    """One generator, which the operating system has seeded, makes lots and noise; labels stay with their images."""
+    """One generator, seeded by the operating system, makes lots and noise; labels stay with their images."""
     sampled, sample = [], dpsgd.poisson_sample
     monkeypatch.setattr(dpsgd, "poisson_sample", lambda *a: sampled.append(a) or sample(*a))
     seen = spied(monkeypatch)
@@ -119,20 +126,23 @@ def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_la
     said = json.loads(Path("run", "privacy.json").read_text())
     assert len(seen) == len(sampled) == said["steps"] == 6
     for (_, (x0, labels, t, noise), how), (count, q, generator) in zip(seen, sampled):
-        assert (count, q) == (IMAGES, said["q"]) and generator is how["generator"] and how["generator"].device.type == "cpu"
+        assert (count, q) == (IMAGES, said["q"]) and generator is how["generator"]
+        assert generator.device.type == "cpu"
         assert (how["C"], how["sigma"], how["B"]) == (0.03, said["sigma"], said["B"]) and said["C"] == 0.03
         number = ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
-        assert ((labels == number % 10) | (labels == 10)).all() and (labels == number % 10).float().mean() > 0.5
+        own = labels == number % 10
+        assert (own | (labels == 10)).all() and own.float().mean() > 0.5
         assert len(x0) == len(t) == len(noise)
-    state = seen[0][2]["generator"].get_state()
-    assert not torch.equal(torch.Generator().manual_seed(seen[0][2]["generator"].initial_seed()).get_state()[24:], state[24:])
+    seeded = torch.Generator().manual_seed(generator.initial_seed())
+    assert not torch.equal(seeded.get_state()[24:], generator.get_state()[24:])
 
 
 def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q(monkeypatch):
     """The rate to 0.2%: uniform numbers just above q put nobody into the lot, just below q everybody."""
     for q in (0.001, 0.1, 0.9):
         for factor, size in ((1.002, 0), (0.998, 50)):
-            monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), factor * q, dtype=torch.float64))
+            close = torch.full((50,), factor * q, dtype=torch.float64)
+            monkeypatch.setattr(torch, "rand", lambda n, **_: close)
             assert len(dpsgd.poisson_sample(50, q)) == size
 
 
@@ -151,7 +161,8 @@ def test_an_image_without_a_class_of_the_base_counts_as_no_image(tmp_path, monke
     without = files("run")
     monkeypatch.chdir(make_place(tmp_path / "more", IMAGES + 1))
     images, labels = data.load("mnist", "train", "data")
-    write_idx(Path("data"), images[:, 0].numpy(), labels.masked_fill(torch.arange(IMAGES + 1) == IMAGES, 11).byte().numpy())
+    labels[-1] = 11
+    write_idx(Path("data"), images[:, 0].numpy(), labels.byte().numpy())
     code, _, err = finetune("--out", "run", "--seed", 5, picture=True)
     assert code == 0 and files("run") == without, err
 
@@ -174,7 +185,7 @@ def test_at_q_1_the_lots_of_two_ranks_are_all_images_once(monkeypatch):
         on_rank(monkeypatch, rank)
         lots.append([lot for lot, _ in watch(f"rank-{rank}", "--B", N)])
     for one, other in zip(*lots):
-        assert sorted(one + other) == list(range(IMAGES)), "an image is nobody's, or two ranks': sampled twice as often"
+        assert sorted(one + other) == list(range(IMAGES)), "an image is nobody's, or two ranks': q is doubled"
 
 
 def test_ranks_draw_their_lots_independently_and_their_draws_of_t_in_common(monkeypatch):
@@ -222,7 +233,7 @@ def test_a_run_does_not_go_on_from_other_weights_under_the_bases_name():
 
 
 def test_a_resumed_run_draws_from_the_key_it_had(monkeypatch):
-    """Or t and noise of the steps after the interruption would be others; no seed, so that a new key would be another one."""
+    """Or t and noise of the later steps would be others; no seed, so that a new key would be another one."""
     asked, streams = [], draws.streams
     monkeypatch.setattr(draws, "streams", lambda *a: asked.append((int(a[0]), a[1])) or streams(*a))
     stopped()
@@ -233,7 +244,11 @@ def test_a_resumed_run_draws_from_the_key_it_had(monkeypatch):
 def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
     """So that what was shown is on the path that --resume goes on with, even after kill -9."""
     saved, strips, save = [], [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda path, state, **how: (saved.append(state.get("step")), save(path, state, **how)))
+
+    def watched(path, state, **how):
+        saved.append(state.get("step"))
+        save(path, state, **how)
+    monkeypatch.setattr(checkpoint, "save", watched)
     monkeypatch.setattr(train.sample, "class_strip", lambda path, *a: strips.append((path.name, saved[-1])))
     assert finetune("--out", "run", "--peek", 3, "--save-every", 100)[0] == 0
     assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)]

@@ -56,7 +56,7 @@ def correlation(a, b) -> float:
 def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkeypatch):
     """The headline theorem from the uint8 images to the gradient that Adam gets, as train.py wires it up.
 
-    The draws of (t, noise) are known, the same in both lots, and the image is taken out of the front: nobody else's may change.
+    All draws of (t, noise) are known, and the image is taken out of the front: nobody else's may change.
     """
     model, n, B, C = tiny_unet(), 6, 8, 1e-6                             # a C that every gradient exceeds
     lora.attach(model, lora.describe(what, 2, 3.0, True))
@@ -70,8 +70,8 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
 
     def step(first):
         examples = train.noised(images[first:], labels[first:], torch.tensor(3), 1, model.classes, s)
-        return flat(dpsgd.private_gradient(train.private_gradients(model, frozen, s), trainable, examples, C=C, sigma=0, B=B,
-                                           chunk=chunk))
+        per_sample = train.private_gradients(model, frozen, s)
+        return flat(dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0, B=B, chunk=chunk))
     moved = (step(0) - step(1)).norm().item() * B / C
     assert 0.99 < moved < 1.001, f"one image moved the sum by {moved:.3f} C"
 

@@ -14,7 +14,8 @@ ALLOWED = {                                                              # file 
     "distributed": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
     "autoencoder": {"checkpoint", "data"},
     "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "presets", "sample", "train"},
-    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets", "sample", "statement"},
+    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets",
+              "sample", "statement"},
     "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
     "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }

@@ -73,7 +73,8 @@ def watch(out, *flags, no_lots=False) -> list[tuple[list[int], dict]]:
     def spy(per_sample, params, examples, **settings):
         nothing = lambda params, *part: {name: torch.zeros(len(part[0]), *p.shape) for name, p in params.items()}
         gradient = real(nothing, params, examples, **settings)
-        steps.append((data.to_uint8(examples[0])[:, 0, 0, 0].tolist(), {name: g * settings["B"] for name, g in gradient.items()}))
+        numbers = data.to_uint8(examples[0])[:, 0, 0, 0].tolist()
+        steps.append((numbers, {name: g * settings["B"] for name, g in gradient.items()}))
         return gradient
     with pytest.MonkeyPatch.context() as m:
         m.setattr(dpsgd, "private_gradient", spy)

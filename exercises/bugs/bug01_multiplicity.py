@@ -13,6 +13,7 @@ def private_gradients(model, frozen, s):
         return ddpm.loss(lambda *a: functional_call(model, (copies, frozen), a), x0, labels, t, noise)
 
     def per_sample(trainable, x0, labels, t, noise):
-        x0, labels = x0.repeat_interleave(s.K, dim=0), labels.repeat_interleave(s.K)     # (n K, C, H, W), (n K,)
-        return dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t.view(-1, 1), noise.flatten(0, 1)[:, None])
+        x0, labels = x0.repeat_interleave(s.K, dim=0), labels.repeat_interleave(s.K)    # (n K, C, H, W)
+        t, noise = t.view(-1, 1), noise.flatten(0, 1)[:, None]           # (n K, 1), (n K, 1, C, H, W)
+        return dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t, noise)
     return per_sample
