@@ -7,6 +7,7 @@
 Read top to bottom: settings -> public pre-training -> private plan -> the private loop -> the statement.
 """
 import argparse
+import contextlib
 import csv
 import dataclasses
 import io
@@ -31,6 +32,7 @@ import dpsgd
 import lora
 import presets
 import sample
+import screen
 import statement
 
 # -----------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def pretrain(s: Pretrain) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=0.05 + 1e-9)   # + : 20 steps divide by 0
     print(f"pre-training on {device}: {sum(p.numel() for p in params.values()):,} weights; {s}")
     mean, start = None, time.time()
-    for step in (bar := tqdm(range(1, s.steps + 1), desc="public")):
+    for step in (bar := tqdm(range(1, s.steps + 1), desc="public", disable=screen.hide_bar())):
         if draw:
             x0, labels = draw(s.batch, generator)
         else:
@@ -247,7 +249,7 @@ def finetune(s: Finetune) -> None:
     per_sample = private_gradients(model, frozen, s, draws)
     stop = checkpoint.stop_cleanly() if ranks == 1 else threading.Event()
     for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="private",
-                            disable=rank > 0)):
+                            disable=screen.hide_bar(rank == 0))):
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)                             # (i)   random size, 0 is legal
         gradient = dpsgd.private_gradient(per_sample, trainable, (images[lot], labels[lot]),      # (ii)  one gradient per image,
                                           C=s.C, sigma=sigma, B=s.B, generator=secret,            # (iii) clipped to C, summed,
@@ -341,14 +343,20 @@ def main() -> None:
     argv = sys.argv[1:]
     stage = Pretrain if argv[:1] == ["pretrain"] else Finetune
     parser, s = parse(stage, argv[1:] if stage is Pretrain else argv)
-    try:
-        (pretrain if stage is Pretrain else finetune)(check(s))
-    except (ValueError, OSError) as e:
-        parser.error(str(e))
-    except RuntimeError:
-        if not torch.distributed.is_initialized():
-            raise
-        distributed.lost()                                               # an all-reduce that nobody answered
+    with screen.one_line(parser.prog, "lower --batch" if stage is Pretrain else
+                         "lower --chunk, which changes no result (a stopped run: with --resume)"):
+        try:
+            s = check(s)
+            if stage is Pretrain:
+                return pretrain(s)
+            # two runs in one folder: the statement of one beside the adapter of the other
+            lock = checkpoint.alone(Path(s.out) / ".in-use")
+            with lock if distributed.first() else contextlib.nullcontext():
+                finetune(s)
+        except RuntimeError as e:
+            if not torch.distributed.is_initialized() or screen.out_of_memory(e):
+                raise
+            distributed.lost()                                           # an all-reduce that nobody answered
 
 
 if __name__ == "__main__":
