@@ -170,13 +170,16 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, bound: str = "
     return sigma
 
 
+LEAST_DELTA = 1e-300         # float64 has full precision down to 2e-308
+
+
 def _check(**given) -> None:
     """ValueError, in plain words, for a number that has no meaning; NaN never has one."""
     rules = {
         "q": (lambda v: 0 < v <= 1, "a sampling rate above 0, at most 1"),
         "sigma": (lambda v: 0 <= v < math.inf, "a finite noise multiplier >= 0"),
         "steps": (lambda v: v >= 0 and float(v).is_integer(), "a whole number of steps >= 0"),
-        "delta": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1"),
+        "delta": (lambda v: LEAST_DELTA <= v < 1, f"a probability strictly between 0 and 1, {LEAST_DELTA:g} at least"),
         "epsilon": (lambda v: 0 < v < math.inf, "a finite number above 0"),
     }
     for name, value in given.items():

@@ -57,7 +57,7 @@ class Pretrain:
     """Settings of the public stage."""
     preset: str = field("", *PRESET)
     data: str = field("glyphs", "public images: glyphs or clothes (drawn by code), or a data set that is public for you, named as "
-                      "in finetuning", lambda name: name in DRAWN or name in data.KNOWN or name.startswith("folder:"),
+                      "in finetuning", lambda name: name in DRAWN or data.is_name(name),
                       "glyphs, clothes or a data set")
     data_dir: str = field("", "where their files are")
     size: int = field(32, "side in pixels of the images of folder:", lambda n: n >= 8, "at least 8")
@@ -76,11 +76,13 @@ class Pretrain:
 class Finetune:
     """Settings of the private stage. No value may be computed from the private images."""
     preset: str = field("", *PRESET)
-    data: str = field("mnist", "private images: " + ", ".join(data.KNOWN) + " or folder:PATH",
-                      lambda name: name in data.KNOWN or name.startswith("folder:"),
-                      f"one of {', '.join(data.KNOWN)} or folder:PATH")
+    data: str = field("mnist", "private images: " + ", ".join(data.KNOWN) 
+                      + ", folder:PATH or npz:FILE", data.is_name,
+                      f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE")
+    classes: str = field("", "declared names of the classes of folder: and npz:, with commas "
+                         "(default: those of the base)")
     data_dir: str = field("", "where their files are (default: the repository's own MNIST; else ./datasets)")
-    size: int = field(32, "side in pixels that the images of folder: are resized and cropped to", lambda n: n >= 8, "at least 8")
+    size: int = field(32, "side in pixels that the images of folder: and npz: are resized and cropped to", lambda n: n >= 8, "at least 8")
     base: str = field("assets/base.pt", "the public base model")
     out: str = field("runs/mnist", "folder of this run")
     # privacy: all public constants
@@ -133,9 +135,11 @@ def check(s):
         return s
     s = dataclasses.replace(s, N=s.N or data.KNOWN.get(s.data, (0,))[0])
     if s.N < 1:
-        refuse("N", "the declared number of private images of a folder, at least 1")
+        refuse("N", "the declared number of private images of folder: or npz:, at least 1")
     if s.B > s.N:
         refuse("B", f"at most N = {s.N}: the sampling rate is q = B/N")
+    if s.delta < accountant.LEAST_DELTA:
+        refuse("delta", f"at least {accountant.LEAST_DELTA:g}, what float64 can count with, and below 1/N")
     if s.delta >= 1 / s.N:
         refuse("delta", f"below 1/N = {1 / s.N:.3g}")
     if s.C == math.inf and s.epsilon < math.inf:
@@ -155,7 +159,10 @@ def pretrain(s: Pretrain) -> None:
     generator = torch.Generator().manual_seed(s.seed)
     model = (ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**(presets.PRESETS[s.preset][0] if s.preset else {}))).to(device)
     draw = DRAWN.get(s.data)
-    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size)
+    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size,
+                                                     channels=model.config["image_channels"])
+    if model.classes is not None:
+        model.config["names"] = data.class_names(s.data)
     fits(model, images, classes, s)
     checkpoint.try_writing(out.parent)
     params = dict(model.named_parameters())
@@ -227,8 +234,10 @@ def finetune(s: Finetune) -> None:
     sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, s.accountant) if s.epsilon < math.inf else 0.0
     say(statement.plan(s, sigma, sum(p.numel() for p in trainable.values()), sum(p.numel() for p in model.parameters())))
     say(f"          {s.train}: {adapted} layers adapted; {ranks} x {device.type}")
-    images, labels = data.load(s.data, "train", s.data_dir or None, s.size)
-    fits(model, images, labels, s)
+    declared = declared_classes(s, model)
+    if s.data not in data.KNOWN and declared:
+        say("          declared classes, and the base's: " + data.table(**declared))
+    images, labels = private_images(s, model)
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
                      base=checkpoint.fingerprint(*frozen.values()), private_images=checkpoint.fingerprint(images, labels))
     if rank == 0:
@@ -264,7 +273,8 @@ def finetune(s: Finetune) -> None:
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         if s.peek and step % s.peek == 0 and rank == 0:
             with average.applied(trainable):
-                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance)
+                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance,
+                                   declared.get("labels"))
         if step % s.save_every == 0 or step == s.steps or stop.is_set():
             generators = distributed.states([secret, draws])
             if rank == 0:
@@ -280,6 +290,32 @@ def finetune(s: Finetune) -> None:
 
 # -----------------------------------------------------------------------------
 # 4. the run's folder
+
+
+def declared_classes(s: Finetune, model: ddpm.UNet) -> dict:
+    """classes: the declared names; labels: which class of the base each is. No image is read. {}: no classes."""
+    if model.classes is None:
+        return {}
+    names = data.declared(s.data, s.classes, model.config["names"])
+    labels = data.place(names, model.config["names"], model.classes)
+    return dict(classes=names or [str(i) for i in labels], labels=labels)
+
+
+def private_images(s: Finetune, model: ddpm.UNet) -> tuple[torch.Tensor, torch.Tensor]:
+    """The private images and their labels, in the base's numbers. A class is found by its declared name: the order
+    of the sub-folders that exist would move with one image.
+    """
+    declared = declared_classes(s, model)
+    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"),
+                               model.config["image_channels"])
+    fits(model, images, labels, s)
+    if not declared:
+        return images, labels
+    places = torch.tensor(declared["labels"])
+    if labels.max() >= len(places):
+        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}, expected them below {len(places)}, "
+                         f"the number of declared classes")
+    return images, places[labels]
 
 
 def fits(model: ddpm.UNet, images: torch.Tensor, labels: torch.Tensor, s) -> None:
@@ -308,11 +344,12 @@ def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([["step", "epsilon_rdp", "best_order"], *metrics])
     checkpoint.write_text(out / "metrics.csv", table.getvalue())
-    config = dict(dataclasses.asdict(s), side=shape[-1])
+    declared = declared_classes(s, model)
+    config = dict(dataclasses.asdict(s), side=shape[-1]) | declared
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
     sample.before_and_after(out / "samples.png", ddpm.load_unet(Path(s.base)), model, shape, s.sample_steps,
-                            s.guidance)
+                            s.guidance, declared.get("labels"))
     checkpoint.write_text(out / "privacy.json", json.dumps(facts, indent=2) + "\n")
     (out / "checkpoint.pt").unlink()                                     # and with it the state that made the noise
 
