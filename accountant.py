@@ -179,7 +179,7 @@ def _check(**given) -> None:
         "q": (lambda v: 0 < v <= 1, "a sampling rate above 0, at most 1"),
         "sigma": (lambda v: 0 <= v < math.inf, "a finite noise multiplier >= 0"),
         "steps": (lambda v: v >= 0 and float(v).is_integer(), "a whole number of steps >= 0"),
-        "delta": (lambda v: LEAST_DELTA <= v < 1, f"a probability strictly between 0 and 1, {LEAST_DELTA:g} at least"),
+        "delta": (lambda v: LEAST_DELTA <= v < 1, f"a probability strictly between {LEAST_DELTA:g} and 1"),
         "epsilon": (lambda v: 0 < v < math.inf, "a finite number above 0"),
     }
     for name, value in given.items():
@@ -315,13 +315,13 @@ def _composed_epsilon(P, Q, error_P, error_Q, loss, steps, delta, tilt, far) -> 
     error = FFT_ERROR * (steps + 2) * float(np.linalg.norm(tilted))      # + 1: of the power
     untilted = total * np.exp(np.minimum(steps * log_M - tilt * loss, 30))    # delta > 1: no matter
 
-    def gap(e: float) -> float:                                          # delta(e) = E_P[(1 - exp(e - loss))_+]
-        above = np.searchsorted(loss, e)
+    def gap(e: float) -> float:                                          # log of delta(e) / delta: almost a line
+        above = np.searchsorted(loss, e)                                 # delta(e) = E_P[(1 - exp(e - loss))_+]
         seen = float(untilted[above:] @ -np.expm1(e - loss[above:]))
         cells = min(-1 / math.expm1(-2 * tilt * step), len(loss) / 2)    # sum of e^(-2 tilt (loss - e))
         weight = math.exp(min(steps * log_M - tilt * e, 30)) * math.sqrt(cells)
         rounded = 1 + 100 * EPS * steps                                  # of the masses and of M
-        return lost + (seen + error * weight) * rounded - delta
+        return math.log(lost + (seen + error * weight) * rounded) - math.log(delta)
 
     if not gap(loss[-1]) <= 0:
         return math.inf

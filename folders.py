@@ -58,8 +58,8 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None,
     there = subfolders(path)
     unknown = [name for name in there if classes is not None and name not in classes]
     if unknown:
-        raise ValueError(f"folder:{path} has the sub-folders {few(unknown)}; expected only the declared classes "
-                         f"{few(list(classes))}: rename them or declare all with --classes")
+        raise ValueError(f"folder:{path} has the sub-folders {few(unknown)}; expected only the declared "
+                         f"classes {few(list(classes))}: rename them or declare all with --classes")
     images, labels, passed_over, first, twice = [], [], [], {}, []
     for number, name in enumerate(there):
         label = number if classes is None else list(classes).index(name)
@@ -76,7 +76,7 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None,
             images.append(picture(file, size, channels))
             labels.append(label)
     if passed_over:
-        note(f"{len(passed_over)} files are left out, as no pictures that can be read here: {few(passed_over)}")
+        note(f"{len(passed_over)} files are left out, no pictures that can be read here: {few(passed_over)}")
     if twice:
         note(f"{len(twice)} files are exact copies of others, each counts as an image: {few(twice)}")
     if not images:
@@ -88,7 +88,8 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
     """One picture as a viewer shows it: uint8 (channels, size, size), shorter side resized, centre cropped.
 
     Turned as its EXIF says, 16 bits scaled to 8, transparency laid on white.
-    Errors: not readable, an animation, or a depth that has no known white, colours where grey is expected -> ValueError that names the file
+    Errors: not readable, an animation, a depth without a known white, colours where grey is expected ->
+            ValueError that names the file
     """
     from PIL import Image, ImageOps
     from torchvision.transforms import functional
@@ -109,7 +110,7 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)
-        if channels == 1 and np.ptp(colour, axis=2).max() > 16:          # grey levels; a grey JPEG's channels differ by a few
+        if channels == 1 and np.ptp(colour, axis=2).max() > 16:          # grey levels; a JPEG's differ by a few
             raise ValueError("it has colours, 3 channels; expected 1 channels as the base has, grey")
         image = image.convert("L" if channels == 1 else "RGB")
     except Exception as e:
@@ -154,7 +155,8 @@ def npz_arrays(path: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray
         last = images.ndim == 4 and shape[3] in (1, 3) and pair[0] == "images"
         hint = "; channels come first: save images.transpose(0, 3, 1, 2)" if last else ""
         right = "(n, C, H, W)" if pair[0] == "images" else "(n, H, W) or (n, H, W, C)"
-        raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, expected uint8 {right}, C = 1 or 3{hint}")
+        raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, "
+                         f"expected uint8 {right}, C = 1 or 3{hint}")
     if labels is not None and labels.shape == (len(images), 1):
         labels = labels[:, 0]
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):

@@ -48,7 +48,7 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
         config["side"], config["guidance"], config["sample_steps"]       # a KeyError now
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by train.py") from None
-    above = [place / base for place in folder.resolve().parents]         # trained there, sampled from elsewhere
+    above = [place / base for place in folder.resolve().parents]         # trained there, sampled elsewhere
     model = ddpm.load_unet(next((path for path in (base, *above) if path.is_file()), base))
     return model if public else lora.merge(lora.load(model, folder))     # one weight a layer: a third faster than W and B A apart
 
@@ -78,7 +78,7 @@ def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: in
 def trained_classes(model: ddpm.UNet, run: dict, n: int, below: int | None = None) -> Tensor | None:
     """n labels, the run's declared classes (all of the base's where none were) in turn; None without classes.
 
-    below: leave out classes from this number on, as the evaluation must where the real images have none of them
+    below: leave out the classes from this number on, where the real images have none of them
     """
     if model.classes is None:
         return None
@@ -107,7 +107,7 @@ def one_of_each(model: ddpm.UNet, labels: list[int] | None) -> Tensor | None:
 
 def class_strip(path: Path, model: ddpm.UNet, shape: tuple, steps: int, guidance: float,
                 labels: list[int] | None = None) -> None:
-    """One image of each class (of `labels`, at most ten) in a row, always from the same noise; shape = (C, H, W)."""
+    """One image of each class (of `labels`, at most ten) in a row, from the same noise; shape = (C, H, W)."""
     labels = one_of_each(model, labels)
     n = 10 if labels is None else len(labels)
     same = torch.Generator(next(model.parameters()).device).manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 
 
 class _Unread:
-    """A stream that goes on when its reader has gone (`train.py | head`): no run is lost for want of a reader."""
+    """A stream that goes on when its reader has gone, as in `train.py | head`."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -45,7 +45,8 @@ def out_of_memory(e: BaseException) -> bool:
 @contextlib.contextmanager
 def one_line(program: str, memory: str):
     """Whatever ends the program inside ends it in one line on stderr: bad input and a failing disk with exit
-    code 2, too little memory with 1 (and `memory`, what to lower), Ctrl-C with 130. Our own errors keep their traceback.
+    code 2, too little memory with 1 (and `memory`, what to lower), Ctrl-C with 130. Our own errors keep their
+    traceback.
     """
     before = sys.stdout
     sys.stdout = _Unread(before)

@@ -82,7 +82,8 @@ class Finetune:
     classes: str = field("", "declared names of the classes of folder: and npz:, with commas "
                          "(default: those of the base)")
     data_dir: str = field("", "where their files are (default: the repository's own MNIST; else ./datasets)")
-    size: int = field(32, "side in pixels that the images of folder: and npz: are resized and cropped to", lambda n: n >= 8, "at least 8")
+    size: int = field(32, "side in pixels that the images of folder: and npz: are resized and cropped to",
+                      lambda n: n >= 8, "at least 8")
     base: str = field("assets/base.pt", "the public base model")
     out: str = field("runs/mnist", "folder of this run")
     # privacy: all public constants
@@ -273,8 +274,8 @@ def finetune(s: Finetune) -> None:
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         if s.peek and step % s.peek == 0 and rank == 0:
             with average.applied(trainable):
-                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps, s.guidance,
-                                   declared.get("labels"))
+                sample.class_strip(out / f"peek-{step:05d}.png", model, images.shape[1:], s.sample_steps,
+                                   s.guidance, declared.get("labels"))
         if step % s.save_every == 0 or step == s.steps or stop.is_set():
             generators = distributed.states([secret, draws])
             if rank == 0:
@@ -313,8 +314,8 @@ def private_images(s: Finetune, model: ddpm.UNet) -> tuple[torch.Tensor, torch.T
         return images, labels
     places = torch.tensor(declared["labels"])
     if labels.max() >= len(places):
-        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}, expected them below {len(places)}, "
-                         f"the number of declared classes")
+        raise ValueError(f"--data {s.data} has labels up to {int(labels.max())}, "
+                         f"expected them below {len(places)}, the number of declared classes")
     return images, places[labels]
 
 

@@ -141,8 +141,9 @@ def test_a_photograph_stands_as_its_exif_says(tmp_path):
     assert turned[:, :, 8:].min() == 255 and turned[:, :, :8].max() == 0, "the right half is white"
 
 
-@pytest.mark.parametrize("name, pixels, says", [("float.tif", np.full((16, 16), 0.5, np.float32), "floating-point"),
-                                                ("colour.png", np.eye(3, dtype=np.uint8)[None] * 255, "3 channels")])
+@pytest.mark.parametrize("name, pixels, says", [
+    ("float.tif", np.full((16, 16), 0.5, np.float32), "floating-point"),
+    ("colour.png", np.eye(3, dtype=np.uint8)[None] * 255, "3 channels")])
 def test_a_picture_whose_grey_levels_are_not_known_is_refused_by_name(name, pixels, says, tmp_path):
     with pytest.raises(ValueError, match=f"{name} .*{says}"):
         folders.picture(saved(tmp_path / name, pixels), 16, channels=1)
@@ -173,7 +174,7 @@ def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_pat
     (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
     (tmp_path / "a" / "scan.xyz").touch()
     from PIL import Image
-    Image.open(tmp_path / "a" / "1.png").save(tmp_path / "a" / "2.gif")         # torchvision's list has no gif
+    Image.open(tmp_path / "a" / "1.png").save(tmp_path / "a" / "2.gif")     # not on torchvision's list
     assert len(data.load(f"folder:{tmp_path}", size=16)[0]) == 4
     said = capsys.readouterr().err
     assert "1 files are left out" in said and "scan.xyz" in said
@@ -183,10 +184,11 @@ def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_pat
 def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_path):
     make_folder(tmp_path, sizes=((20, 20),), classes=["dog", "horse"])
     base = ["cat", "dog", "horse"]
-    assert data.load(f"folder:{tmp_path}", size=16, classes=base)[1].tolist() == [1, 2], "not 0 and 1: dogs are no cats"
+    labels = data.load(f"folder:{tmp_path}", size=16, classes=base)[1]
+    assert labels.tolist() == [1, 2], "not 0 and 1: dogs are no cats"
     assert data.declared(f"folder:{tmp_path}", "", base) == base and data.place(base, base, 3) == [0, 1, 2]
     assert data.place(["horse", "cat"], base, 3) == [2, 0], "by name"
-    assert data.place(["goat", "cow"], base, 3) == data.place(["goat", "cow"], None, 3) == [0, 1], "new ones: in order"
+    assert data.place(["goat", "cow"], base, 3) == [0, 1] == data.place(["goat", "cow"], None, 3), "in order"
     for names in (["dog", "cow"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match="do not fit"):
             data.place(names, base, 3)
