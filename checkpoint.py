@@ -12,7 +12,9 @@ import errno
 import hashlib
 import io
 import os
+import re
 import signal
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -23,6 +25,9 @@ from torch import Tensor
 
 
 FINGERPRINTS = ("base", "private_images")                        # compared, never shown
+# what a resumed run may change: memory, pictures, places (what lies there is compared by its fingerprint)
+FREE = ("chunk", "peek", "save_every", "guidance", "sample_steps", "device", "preset", "data", "data_dir", "size",
+        "out", "resume")
 
 
 def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
@@ -45,11 +50,12 @@ def write_atomically(path: Path, write: Callable, mode: int = 0o644) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)                           # the rename itself must survive a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):                                   # Windows cannot, nor can some disks
+        folder = os.open(path.parent, os.O_RDONLY)                       # the rename must survive a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,6 +71,72 @@ def try_writing(folder: Path) -> None:
         raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place for one") from None
 
 
+@contextlib.contextmanager
+def alone(lock: Path):
+    """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process's id.
+
+    Two runs in one folder would leave the statement of one beside the adapter of the other, which spent more.
+    A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made for
+    the lock go again if nothing was written in them.
+    Errors: held by another program, or no place for it -> ValueError in one line
+    """
+    lock, host = Path(lock), socket.gethostname()
+    words = f"process {os.getpid()} on {host}"
+    made = [folder for folder in lock.parents if not folder.exists()]    # innermost first
+    try:
+        try_writing(lock.parent)
+        with contextlib.ExitStack() as held:
+            try:
+                if _abandoned(lock, host):
+                    with _new(lock.with_name(lock.name + ".old"), words):    # one at a time clears it away
+                        if _abandoned(lock, host):
+                            lock.unlink()
+                held.enter_context(_new(lock, words))
+            except FileExistsError as e:
+                owner = _read(e.filename) or "another program"
+                raise ValueError(f"{lock.parent} is in use by {owner}; wait for it or choose another place; "
+                                 f"if that is no program of ours, remove {e.filename}") from None
+            yield
+    finally:
+        with contextlib.suppress(OSError):                               # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _new(path: Path, words: str):
+    """A file that did not exist before, for as long as the `with` lasts; FileExistsError if it did."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with os.fdopen(descriptor, "w") as f:
+            f.write(words)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text()
+    return ""
+
+
+def _abandoned(lock: Path, host: str) -> bool:
+    """Whether the lock's program is known to have ended: it ran here, and no process has its id, or we have."""
+    there = re.fullmatch(rf"process (\d+) on {re.escape(host)}", _read(lock))
+    if not there or os.name == "nt":                                     # Windows has no harmless way to ask
+        return False
+    with contextlib.suppress(PermissionError):                           # somebody else's process: it lives
+        if int(there[1]) == os.getpid():                             # a container's first process, restarted
+            return True
+        try:
+            os.kill(int(there[1]), 0)
+        except ProcessLookupError:
+            return True
+    return False
+
+
 def save(path: Path, state: dict, mode: int = 0o600) -> None:
     """torch.save that only the owner can read, as a checkpoint must be: it holds random state. Errors: OSError"""
     whole = io.BytesIO()                                                 # on a file, torch.save makes a RuntimeError of them
@@ -74,7 +146,8 @@ def save(path: Path, state: dict, mode: int = 0o600) -> None:
 
 def load(path: Path, settings: dict) -> dict:
     """Read a checkpoint, weights only. `settings` must be the ones it was written under: the privacy statement covers
-    ONE mechanism, and a run that changes sigma, q, the data or the adapter half-way is another one.
+    ONE mechanism, and a run that changes sigma, q, the data or the adapter half-way is another one. What the
+    promise does not depend on (FREE) may change: a run that ran out of memory goes on with a smaller chunk.
 
     Errors: missing, unreadable or written under other settings -> ValueError in one line
     """
@@ -85,8 +158,9 @@ def load(path: Path, settings: dict) -> dict:
         raise ValueError(f"nothing to resume: {path} does not exist (a finished run deletes its checkpoint)") from None
     except Exception as e:
         raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); nothing was changed") from None
+    compared = sorted((before.keys() | settings.keys()) - set(FREE))
     changed = [f"{k} has changed" if k in FINGERPRINTS else f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now"
-               for k in sorted(before.keys() | settings.keys()) if before.get(k) != settings.get(k)]
+               for k in compared if before.get(k) != settings.get(k)]
     if changed:
         raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): the privacy statement "
                          f"covers one mechanism; resume with the same flags or start in another --out")
@@ -127,7 +201,10 @@ def restore(state: dict, trainable: dict, average, optimizer, generators: list, 
     optimizer.load_state_dict(state["optimizer"])
     key.copy_(state["key"])
     for generator, words in zip(generators, state["generators"][rank]):
-        generator.set_state(words)
+        if words.shape == generator.get_state().shape:
+            generator.set_state(words)
+        else:                                                            # t and noise, on another device:
+            generator.seed()                                             # new draws, which no promise needs
     return state["step"], state["metrics"]
 
 

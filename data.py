@@ -1,7 +1,7 @@
 """data.py -- public images drawn by code, private images from disk, as tensors.
 
 Public set:  digits drawn here (`glyphs`): no person is in it, so "public" means public.
-Private set: MNIST and friends (`load`); only train.py's fine-tuning and the evaluation read it.
+Private set: MNIST and friends, or a folder (`load`); only train.py's fine-tuning and the evaluation read it.
 
   $ python data.py            # draws a sheet of public glyphs to runs/glyphs.png
 """
@@ -11,13 +11,17 @@ import math
 import warnings
 import zlib
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ASSETS = Path(__file__).parent / "assets"
+import folders
+
+ROOT = Path(__file__).parent
+ASSETS = ROOT / "assets"
 
 # -----------------------------------------------------------------------------
 # 1. public images: pen strokes and a font, deformed at random, inked into MNIST's frame
@@ -179,43 +183,70 @@ KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "km
          "celeba": (162_770, 3, 64, None)}
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """One of MNIST's .gz files as a uint8 array, (N, 28, 28) or (N,).   [format: yann.lecun.com/exdb/mnist]
+GARMENTS = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
+            "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NAMES = {"fashion-mnist": GARMENTS, "clothes": GARMENTS, "cifar10": CIFAR10}   # else numbers
 
-    Errors: not gzip, truncated, or of another length than its header says -> ValueError
+
+def read_idx(path: Path) -> np.ndarray:
+    """One of MNIST's files, gzipped or not, as uint8, (N, 28, 28) or (N,).  [yann.lecun.com/exdb/mnist]
+
+    Errors: missing, truncated, or of another length than its header says -> ValueError
     """
+    path = Path(path)
+    plain = path.with_suffix("")                                         # the same file, unpacked
     try:
-        with gzip.open(path) as f:
-            raw = f.read()
+        if not path.exists() and plain.exists():
+            path, raw = plain, plain.read_bytes()
+        else:
+            with gzip.open(path) as f:
+                raw = f.read()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; expected MNIST's own .gz file there") from None
+        raise ValueError(f"{path} is missing; expected MNIST's own file there, as .gz or unpacked") from None
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"{path} is truncated or not a gzip file ({e}); fetch it again") from None
     dimensions = raw[3] if len(raw) >= 4 and raw[:3] == b"\0\0\x08" else 0
     shape = [int.from_bytes(raw[4 + 4 * i:8 + 4 * i], "big") for i in range(dimensions)]
     start = 4 + 4 * dimensions
     if dimensions not in (1, 3) or len(raw) - start != math.prod(shape):
-        raise ValueError(f"{path} is not an idx file of bytes: {len(raw)} bytes, header {raw[:4].hex()} and shape {shape}; "
-                         f"fetch it again")
+        raise ValueError(f"{path} is not an idx file of bytes: {len(raw)} bytes, header {raw[:4].hex()} "
+                         f"and shape {shape}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def load(name: str, split: str = "train", data_dir: Path | str | None = None, size: int | None = None) -> tuple[Tensor, Tensor]:
+def is_name(name: str) -> bool:
+    """Whether `load` knows this kind of data set; its files are another question."""
+    return name in KNOWN or name.startswith(("folder:", "npz:"))
+
+
+def load(name: str, split: str = "train", data_dir: Path | str | None = None, size: int | None = None,
+         classes: Sequence[str] | None = None, channels: int = 3) -> tuple[Tensor, Tensor]:
     """A data set as uint8 images (N, C, H, W) and labels (N,) int64 (all 0 where there are none).
 
-    name:  a key of KNOWN, or folder:PATH (one sub-folder per class; resized and centre-cropped to size x size, default 32;
-           split is ignored). mnist ships in assets/; the others are read from, or downloaded to, data_dir.
+    name:     a key of KNOWN; folder:PATH, one sub-folder a class (no split); or npz:FILE (see folders.py).
+              Images of both are resized and centre-cropped to size x size, default 32. mnist ships in
+              assets/; the others are read from, or downloaded to, data_dir.
+    classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
+              exist are numbered in natural order, which for private images would be private: one may move it
+    channels: of a folder: 1 reads its pictures as grey, 3 as colour
     Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError in one line
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}, expected 'train' or 'test'")
     if name.startswith("folder:"):
-        return _load_folder(Path(name.removeprefix("folder:")), size or 32)
+        return folders.load_folder(Path(name.removeprefix("folder:")), size or 32, classes, channels)
+    if name.startswith("npz:"):
+        return folders.load_npz(Path(name.removeprefix("npz:")), split, size or 32)
     if name not in KNOWN:
-        raise ValueError(f"unknown data set {name!r}, expected one of {', '.join(KNOWN)} or folder:PATH")
+        known = ", ".join(KNOWN)
+        raise ValueError(f"unknown data set {name!r}, expected one of {known}, folder:PATH or npz:FILE")
     root = Path(data_dir) if data_dir is not None else Path("datasets")
+    if data_dir is None and not root.is_dir() and (ROOT / root).is_dir():    # started from elsewhere
+        root = ROOT / root
     if data_dir is not None and not root.is_dir():
-        raise ValueError(f"--data-dir {root} is not a folder; expected one that holds {name}, or an empty one to download it to")
+        raise ValueError(f"--data-dir {root} is not a folder; expected one that holds {name}, "
+                         f"or an empty one to download it to")
     idx_folder = ASSETS / "mnist" if name == "mnist" and data_dir is None else _idx_folder(root, name)
     if idx_folder is not None:
         prefix = "train" if split == "train" else "t10k"
@@ -228,12 +259,14 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
 
 
 def _idx_folder(root: Path, name: str) -> Path | None:
-    """Where data_dir holds MNIST-style .gz files: itself or torchvision's DIR/FashionMNIST/raw; None if nowhere."""
+    """Where data_dir holds MNIST's files: itself or torchvision's DIR/FashionMNIST/raw; None if nowhere."""
     sub = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}.get(name)
     if sub is None:
         return None
-    found = [d for d in (root / sub / "raw", root) if (d / "train-images-idx3-ubyte.gz").exists()]
-    return found[0] if found else None
+    for folder in (root / sub / "raw", root):
+        if any((folder / f"train-images-idx3-ubyte{end}").exists() for end in (".gz", "")):
+            return folder
+    return None
 
 
 def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor]:
@@ -253,28 +286,66 @@ def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor
         kind["fashion-mnist"] = datasets.FashionMNIST
         found = kind[name](str(root), train=train, download=True)
     except Exception as e:
-        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({type(e).__name__}: {' '.join(str(e).split())}); "
-                         f"put its files there or pass --data-dir") from None
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        more = "; celeba is fetched by gdown: pip install gdown" if name == "celeba" else ""
+        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({why}); "
+                         f"put its files there or pass --data-dir{more}") from None
     images = torch.as_tensor(found.data)
-    return (images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()), torch.as_tensor(found.targets)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.as_tensor(found.targets)
 
 
-def _load_folder(path: Path, size: int) -> tuple[Tensor, Tensor]:
-    """torchvision's ImageFolder: PATH/class/image.png -> (N, 3, size, size), (N,)."""
-    from torchvision import datasets, transforms
-    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
-    try:
-        folder = datasets.ImageFolder(str(path), transform=fit)
-    except OSError as e:
-        raise ValueError(f"folder:{path}: {str(e).splitlines()[0]}; expected PATH/class/image.png") from None
-    pairs = []
-    for i, (file, _) in enumerate(folder.samples):
-        try:
-            pairs.append(folder[i])
-        except Exception as e:
-            raise ValueError(f"{file} is not a readable image ({type(e).__name__}); remove or replace it") from None
-    images, labels = zip(*pairs)
-    return torch.stack(images), torch.tensor(labels)
+# -----------------------------------------------------------------------------
+# 3. classes have names: those of the private images are declared, never counted
+
+def class_names(name: str) -> list[str] | None:
+    """The classes of a PUBLIC data set, in the order of their labels; None if it has none or nobody knows."""
+    if name.startswith("folder:"):
+        return folders.subfolders(Path(name.removeprefix("folder:")))
+    if name in NAMES:
+        return list(NAMES[name])
+    classes = KNOWN.get(name, (0, 0, 0, 10 if name == "glyphs" else None))[3]
+    return classes and [str(i) for i in range(classes)]
+
+
+def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:
+    """The classes of the PRIVATE data set `name` in the order of their labels: public constants, as N is.
+
+    flag: --classes, comma-separated; else those of a published data set, else the base's own names.
+    Errors: a folder of which nobody has said what its classes are -> ValueError
+    """
+    if flag:
+        names = [word.strip() for word in flag.split(",")]
+        if name in KNOWN or "" in names or len(set(names)) < len(names):
+            raise ValueError(f"--classes {flag}: expected different names, with commas, for folder: or npz:")
+        return names
+    if name.startswith("folder:") and base is None:
+        raise ValueError(f"--data {name} on a base without class names: which sub-folders exist is private; "
+                         f"declare the classes, --classes NAME,NAME,... (the first is the base's class 0)")
+    return base if name.startswith(("folder:", "npz:")) else class_names(name)
+
+
+def table(classes: list[str], labels: list[int]) -> str:
+    """At most five classes, each with the number that it has in the base: "dog = 1, horse = 2"."""
+    return folders.few([f"{name} = {label}" for name, label in zip(classes, labels)])
+
+
+def place(names: list[str] | None, base: list[str] | None, classes: int) -> list[int]:
+    """Which of the base's classes each of the data's is: by name if the base knows them all, else by number.
+
+    Example: place(["dog", "horse"], ["cat", "dog", "horse"], 3) -> [1, 2]
+    Errors:  some names known and some not, or more names than classes -> ValueError that names both lists
+    """
+    if names is None:                                                    # nothing declared: what the base has
+        return list(range(classes))
+    strangers = [name for name in names if name not in (base or [])]
+    if base and not strangers:
+        return [base.index(name) for name in names]
+    if base and len(strangers) < len(names) or len(names) > classes:
+        mine, its = folders.few(names), folders.few(base or ["without names"])
+        raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: "
+                         f"expected names that it has, or at most {classes} new ones, which take its classes in order")
+    return list(range(len(names)))
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -236,15 +236,18 @@ class UNet(nn.Module):
     blocks residual blocks per level on the way down, one more on the way up; attention after each block of
     the levels in attention_levels (0 is the finest) and in the middle. classes: number of classes, the label
     `classes` itself being the null class for guidance; None: unconditional, labels are ignored. patch: each
-    patch x patch square of pixels becomes channels on the way in and pixels again on the way out.
+    patch x patch square of pixels becomes channels on the way in and pixels again on the way out. names: what
+    the classes are called, in the order of their labels; a private folder's classes are found by them.
     """
 
     def __init__(self, image_channels: int = 1, channels: int = 32, multipliers: tuple = (1, 2), blocks: int = 1,
-                 attention_levels: tuple = (1,), heads: int = 4, classes: int | None = 10, patch: int = 2):
+                 attention_levels: tuple = (1,), heads: int = 4, classes: int | None = 10, patch: int = 2,
+                 names: list[str] | None = None):
         super().__init__()
         self.classes, self.patch, self.channels = classes, patch, channels
         self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
-                           blocks=blocks, attention_levels=list(attention_levels), heads=heads, classes=classes, patch=patch)
+                           blocks=blocks, attention_levels=list(attention_levels), heads=heads, classes=classes,
+                           patch=patch, names=names)
         e = 2 * channels                                                 # width of the embedding of t and label
         self.time = nn.Sequential(nn.Linear(channels, e), nn.SiLU(), nn.Linear(e, e))
         self.class_embedding = nn.Embedding(classes + 1, e) if classes is not None else None
@@ -315,8 +318,11 @@ def autocast(device: torch.device) -> torch.autocast:
 
     Only what runs inside is affected: losses stay float32, all of dpsgd.py's norms, sums and noise float64.
     """
-    fast = {"cpu": torch.cpu._is_avx512_bf16_supported, "cuda": lambda: torch.cuda.is_bf16_supported(False)}
-    fast = fast[device.type]() if device.type in fast else False
+    fast = False
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(False)
+    elif device.type == "cpu":                                           # a private name: may be missing
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
@@ -331,16 +337,26 @@ def save_unet(path: Path, model: UNet, weights: dict[str, Tensor] | None = None,
     checkpoint.save(Path(path), dict(config=model.config, model=weights, **extra), mode=0o644)
 
 
+GARMENTS = ["T-shirt-top", "trouser", "pullover", "dress", "coat",
+            "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+ASSETS = Path(__file__).resolve().parent / "assets"
+SHIPPED = {ASSETS / "base.pt": list("0123456789"), ASSETS / "base-clothes.pt": GARMENTS}     # their files hold no names
+
+
 def load_unet(path: Path) -> UNet:
-    """Read what `save_unet` wrote; weights only, no code is unpickled.
+    """Read what `save_unet` wrote; weights only, no code is unpickled. A relative path that is not found from
+    here is looked for beside the code, so that assets/base.pt is found from any directory.
 
     Errors: missing, truncated or foreign file -> ValueError in one line
     """
+    beside = Path(__file__).parent / path                                # `path` itself if that is absolute
+    path = beside if not Path(path).exists() and beside.is_file() else path
     if not Path(path).is_file():
         raise ValueError(f"no base model at {path}; make one with `python pretrain.py` or pass --base")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         model = UNet(**saved["config"])
+        model.config["names"] = model.config["names"] or SHIPPED.get(Path(path).resolve())
         model.load_state_dict(saved["model"])
     except Exception as e:
         raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "

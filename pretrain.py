@@ -30,6 +30,7 @@ import data
 import ddpm
 import presets
 import sample
+import screen
 import train
 
 DRAWN = {"glyphs": data.glyphs, "clothes": clothes.clothes}              # public images that code draws
@@ -62,8 +63,9 @@ class Settings:
 
 def check(s: Settings) -> None:
     """Refuse what has no meaning, in one line."""
-    if s.data not in DRAWN and s.data not in data.KNOWN and not s.data.startswith("folder:"):
-        raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)} or folder:PATH")
+    if s.data not in DRAWN and not data.is_name(s.data):
+        raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
+                         f"folder:PATH or npz:FILE")
     if s.unet not in presets.UNETS:
         raise ValueError(f"--unet {s.unet}: expected one of {', '.join(presets.UNETS)}")
     if s.weighting not in ddpm.WEIGHTINGS:
@@ -111,7 +113,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete it")
     stop = checkpoint.stop_cleanly()
     mean, begin = None, time.time()
-    for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public")):
+    for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",
+                            disable=screen.hide_bar())):
         value = loss(generator)
         optimizer.zero_grad()
         value.backward()
@@ -140,7 +143,13 @@ def pretrain(s: Settings) -> None:
     model = ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**presets.UNETS[s.unet])
     model.to(device)
     draw = DRAWN.get(s.data)
-    images, classes = draw(1) if draw else data.load(s.data, "train", s.data_dir or None, s.size)
+    channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
+    if draw:
+        images, classes = draw(1)
+    else:
+        images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels)
+    if model.classes is not None:
+        model.config["names"] = data.class_names(s.data)
     if coder is not None:
         mirrored = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []
         images = torch.stack([autoencoder.to_latents(coder, images), *mirrored]).cpu()
@@ -215,12 +224,11 @@ def main() -> None:
     for f in dataclasses.fields(Settings):
         kind = dict(action="store_true") if f.type is bool else dict(type=f.type)
         parser.add_argument("--" + f.name.replace("_", "-"), default=f.default, **kind)
-    try:
-        s = Settings(**vars(parser.parse_args(argv[1:] if stage is train_autoencoder else argv)))
+    s = Settings(**vars(parser.parse_args(argv[1:] if stage is train_autoencoder else argv)))
+    with screen.one_line(parser.prog, "lower --batch"):
         check(s)
-        stage(s)
-    except (ValueError, OSError) as e:
-        parser.error(str(e))
+        with checkpoint.alone(Path(s.out + ".in-use")):
+            stage(s)
 
 
 if __name__ == "__main__":

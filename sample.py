@@ -21,6 +21,7 @@ import checkpoint
 import data
 import ddpm
 import lora
+import screen
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,7 +49,8 @@ def load_run(folder: Path, public: bool = False) -> ddpm.UNet:
         config["side"], config["guidance"], config["sample_steps"]       # a KeyError now
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by train.py") from None
-    path = base if base.exists() else Path(__file__).parent / base
+    above = [place / base for place in folder.resolve().parents]         # trained there, sampled elsewhere
+    path = next((path for path in (base, *above) if path.is_file()), base)
     model = ddpm.load_unet(path)
     if checkpoint.fingerprint(*model.state_dict().values()) != trained_on:
         raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
@@ -66,7 +68,7 @@ def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: in
     """
     device, images = next(model.parameters()).device, []
     batch = batch or (128 if device.type == "cpu" else 1000)             # 1.2 times faster than 500 on a CPU: caches are small
-    with tqdm(total=shape[0], desc="sampling", unit="image", disable=quiet) as bar:
+    with tqdm(total=shape[0], desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
         for start in range(0, shape[0], batch):
             n = min(batch, shape[0] - start)
             part = None if labels is None else labels[start:start + n].to(device)
@@ -78,25 +80,52 @@ def generate(model: ddpm.UNet, labels: Tensor | None, shape: tuple, *, steps: in
     return torch.cat(images)
 
 
+def trained_classes(model: ddpm.UNet, run: dict, n: int, below: int | None = None) -> Tensor | None:
+    """n labels, the run's declared classes (all of the base's where none were) in turn; None without classes.
+
+    below: leave out the classes from this number on, where the real images have none of them
+    """
+    if model.classes is None:
+        return None
+    chosen = run.get("labels") or list(range(model.classes))
+    labels = torch.tensor([label for label in chosen if below is None or label < below])
+    return labels[torch.arange(n) % len(labels)]
+
+
+def named(model: ddpm.UNet, run: dict) -> list[str]:
+    """The name of each of the base's classes, those of the run's own declaration in their places."""
+    names = list(model.config["names"] or map(str, range(model.classes)))
+    for label, name in zip(run.get("labels") or [], run.get("classes") or []):
+        names[label] = name
+    return names
+
+
 def image_shape(model: ddpm.UNet, side: int) -> tuple[int, int, int]:
     """(C, H, W) of the images that `model` draws at this side length."""
     return model.config["image_channels"], side, side
 
 
-def class_strip(path: Path, model: ddpm.UNet, shape: tuple, steps: int, guidance: float) -> None:
-    """One image of each class (at most ten) in a row, always from the same noise; shape = (C, H, W)."""
-    n = min(model.classes or 10, 10)
+def one_of_each(model: ddpm.UNet, labels: list[int] | None) -> Tensor | None:
+    """At most ten of the given classes, or of all; None for a model without classes."""
+    return None if model.classes is None else torch.tensor((labels or list(range(model.classes)))[:10])
+
+
+def class_strip(path: Path, model: ddpm.UNet, shape: tuple, steps: int, guidance: float,
+                labels: list[int] | None = None) -> None:
+    """One image of each class (of `labels`, at most ten) in a row, from the same noise; shape = (C, H, W)."""
+    labels = one_of_each(model, labels)
+    n = 10 if labels is None else len(labels)
     same = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    images = generate(model, torch.arange(n) if model.classes else None, (n, *shape), steps=steps, guidance=guidance, generator=same,
-                      quiet=True)
+    images = generate(model, labels, (n, *shape), steps=steps, guidance=guidance, generator=same, quiet=True)
     save_image(images.float() / 255, path, nrow=n)
 
 
 def before_and_after(path: Path, before: ddpm.UNet, after: ddpm.UNet, shape: tuple, steps: int, guidance: float,
-                     columns: int = 8) -> None:
+                     labels: list[int] | None = None, columns: int = 8) -> None:
     """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
-    device, rows, sides = next(after.parameters()).device, min(after.classes or 10, 10), []
-    labels = torch.arange(rows).repeat_interleave(columns) if after.classes else None
+    device, labels, sides = next(after.parameters()).device, one_of_each(after, labels), []
+    rows = 10 if labels is None else len(labels)
+    labels = None if labels is None else labels.repeat_interleave(columns)
     for model in (before.to(device), after):
         same = torch.Generator(device).manual_seed(0)
         images = generate(model, labels, (rows * columns, *shape), steps=steps, guidance=guidance, generator=same, quiet=True)
@@ -123,7 +152,7 @@ def main() -> None:
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     a = p.parse_args()
     out = a.out or (None if a.npz else "grid.png")
-    try:
+    with screen.one_line(p.prog, "lower --batch, which changes no picture's quality"):
         rules = [(a.n >= 1 and (a.batch is None or a.batch >= 1), f"--n {a.n} --batch {a.batch}: expected at least 1"),
                  (a.steps is None or 1 <= a.steps <= ddpm.LINEAR.T, f"--steps {a.steps}: expected 1 to {ddpm.LINEAR.T}"),
                  (0 <= a.eta < math.inf, f"--eta {a.eta}: expected a number >= 0"),
@@ -145,21 +174,22 @@ def main() -> None:
         run = json.loads((Path(a.run) / "config.json").read_text())
         generator = torch.Generator(device)
         generator.manual_seed(a.seed) if a.seed is not None else generator.seed()
-        labels = torch.arange(a.n) % (model.classes or 1)
+        labels = trained_classes(model, run, a.n)
         steps = run["sample_steps"] if a.steps is None else a.steps
         steps, eta, order = dict(ddim=(steps, a.eta, 1), ddpm=(ddpm.LINEAR.T, 1.0, 1), dpm=(steps, 0.0, 2))[a.sampler]
         guidance = run["guidance"] if a.guidance is None else a.guidance
-        images = generate(model, labels if model.classes else None, (a.n, *image_shape(model, run["side"])), steps=steps,
+        images = generate(model, labels, (a.n, *image_shape(model, run["side"])), steps=steps,
                           eta=eta, order=order, guidance=guidance, floor=a.floor, batch=a.batch, generator=generator)
         if out:
-            grid = lambda f: save_image(images.float() / 255, f, nrow=min(a.n, model.classes or 10), format="png")
+            columns = min(a.n, 10 if labels is None else len(labels.unique()))
+            grid = lambda f: save_image(images.float() / 255, f, nrow=columns, format="png")
             checkpoint.write_atomically(Path(out), grid)
         if a.npz:
-            arrays = dict(images=images.numpy(), labels=labels.numpy())
+            arrays = dict(images=images.numpy())
+            if labels is not None:                                       # no labels of a model without classes
+                arrays |= dict(labels=labels.numpy(), classes=np.array(named(model, run)))
             checkpoint.write_atomically(Path(a.npz), lambda f: np.savez_compressed(f, **arrays))
-    except (ValueError, OSError) as e:
-        p.error(str(e))
-    print(" and ".join(f"wrote {path}" for path in (out, a.npz) if path), f"({a.n} images)")
+        print(" and ".join(f"wrote {path}" for path in (out, a.npz) if path), f"({a.n} images)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 The public base comes from pretrain.py. Read top to bottom: settings -> private plan -> the private loop -> the statement.
 """
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -31,6 +32,7 @@ import draws
 import lora
 import presets
 import sample
+import screen
 import statement
 
 # -----------------------------------------------------------------------------
@@ -53,11 +55,14 @@ PRESET = (f"the paper's settings: {', '.join(presets.PRESETS)}; other flags win 
 class Finetune:
     """Settings of the private stage. No value may be computed from the private images."""
     preset: str = field("", *PRESET)
-    data: str = field("mnist", "private images: " + ", ".join(data.KNOWN) + " or folder:PATH",
-                      lambda name: name in data.KNOWN or name.startswith("folder:"),
-                      f"one of {', '.join(data.KNOWN)} or folder:PATH")
+    data: str = field("mnist", "private images: " + ", ".join(data.KNOWN) 
+                      + ", folder:PATH or npz:FILE", data.is_name,
+                      f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE")
+    classes: str = field("", "declared names of the classes of folder: and npz:, with commas "
+                         "(default: those of the base)")
     data_dir: str = field("", "where their files are (default: the repository's own MNIST; else ./datasets)")
-    size: int = field(32, "side in pixels that the images of folder: are resized and cropped to", lambda n: n >= 8, "at least 8")
+    size: int = field(32, "side in pixels that the images of folder: and npz: are resized and cropped to",
+                      lambda n: n >= 8, "at least 8")
     base: str = field("assets/base.pt", "the public base model")
     out: str = field("runs/mnist", "folder of this run")
     # privacy: all public constants
@@ -110,9 +115,11 @@ def check(s):
             refuse(f.name, f.metadata["expected"])
     s = dataclasses.replace(s, N=s.N or data.KNOWN.get(s.data, (0,))[0])
     if s.N < 1:
-        refuse("N", "the declared number of private images of a folder, at least 1")
+        refuse("N", "the declared number of private images of folder: or npz:, at least 1")
     if s.B > s.N:
         refuse("B", f"at most N = {s.N}: the sampling rate is q = B/N")
+    if s.delta < accountant.LEAST_DELTA:
+        refuse("delta", f"at least {accountant.LEAST_DELTA:g}, what float64 can count with, and below 1/N")
     if s.delta >= 1 / s.N:
         refuse("delta", f"below 1/N = {1 / s.N:.3g}")
     if s.C == math.inf and s.epsilon < math.inf:
@@ -169,11 +176,10 @@ def finetune(s: Finetune) -> None:
     sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, s.accountant) if s.epsilon < math.inf else 0.0
     say(statement.plan(s, sigma, sum(p.numel() for p in trainable.values()), sum(p.numel() for p in model.parameters())))
     say(f"          {s.train}: {adapted} layers adapted; {ranks} x {device.type}")
-    images, labels = data.load(s.data, "train", s.data_dir or None, s.size)
-    if model.classes is not None:                                # an image whose label the base does not know
-        known = (labels >= 0) & (labels < model.classes)         # counts as no image: refusing would tell
-        images, labels = images[known], labels[known]
-    fits(model, images, labels, s)
+    declared = declared_classes(s, model)
+    if s.data not in data.KNOWN and declared:
+        say("          declared classes, and the base's: " + data.table(**declared))
+    images, labels = private_images(s, model)
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
                      base=base, private_images=checkpoint.fingerprint(images, labels))
     if rank == 0:
@@ -194,7 +200,7 @@ def finetune(s: Finetune) -> None:
     per_sample = private_gradients(model, frozen, s)
     stop = checkpoint.stop_cleanly() if ranks == 1 else threading.Event()
     for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="private",
-                            disable=rank > 0)):
+                            disable=screen.hide_bar(rank == 0))):
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)    # (i)   random size, 0 is legal
         examples = noised(images[lot], labels[lot], key, step, model.classes, s)     # K draws of (t, noise)
         gradient = dpsgd.private_gradient(                               # (ii)  one gradient per image,
@@ -219,7 +225,7 @@ def finetune(s: Finetune) -> None:
         if peek and rank == 0:                                   # after the save: no step is shown twice
             with average.applied(trainable):
                 strip = out / f"peek-{step:05d}.png"
-                sample.class_strip(strip, model, images.shape[1:], s.sample_steps, s.guidance)
+                sample.class_strip(strip, model, images.shape[1:], s.sample_steps, s.guidance, declared.get("labels"))
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}, epsilon spent so far {spent:.4f}; go on with --resume")
     if rank == 0:
@@ -230,6 +236,30 @@ def finetune(s: Finetune) -> None:
 
 # -----------------------------------------------------------------------------
 # 3. the run's folder
+
+
+def declared_classes(s: Finetune, model: ddpm.UNet) -> dict:
+    """classes: the declared names; labels: which class of the base each is. No image is read. {}: no classes."""
+    if model.classes is None:
+        return {}
+    names = data.declared(s.data, s.classes, model.config["names"])
+    labels = data.place(names, model.config["names"], model.classes)
+    return dict(classes=names or [str(i) for i in labels], labels=labels)
+
+
+def private_images(s: Finetune, model: ddpm.UNet) -> tuple[torch.Tensor, torch.Tensor]:
+    """The private images and their labels, in the base's numbers. A class is found by its declared name: the order
+    of the sub-folders that exist would move with one image.
+    """
+    declared = declared_classes(s, model)
+    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"),
+                               model.config["image_channels"])
+    if declared:
+        places = torch.tensor(declared["labels"])
+        known = (labels >= 0) & (labels < len(places))                   # an image whose label is not declared
+        images, labels = images[known], places[labels[known]]            # counts as no image: refusing would tell
+    fits(model, images, labels, s)
+    return images, labels
 
 
 def fits(model: ddpm.UNet, images: torch.Tensor, labels: torch.Tensor, s) -> None:
@@ -264,11 +294,12 @@ def report(s: Finetune, sigma: float, metrics: list, model: ddpm.UNet, trainable
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([["step", "epsilon_rdp", "best_order"], *metrics])
     checkpoint.write_text(out / "metrics.csv", table.getvalue())
-    config = dict(dataclasses.asdict(s), side=shape[-1], base_sha256=base)
+    declared = declared_classes(s, model)
+    config = dict(dataclasses.asdict(s), side=shape[-1], base_sha256=base) | declared
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
     sample.before_and_after(out / "samples.png", ddpm.load_unet(Path(s.base)), model, shape, s.sample_steps,
-                            s.guidance)
+                            s.guidance, declared.get("labels"))
     checkpoint.write_text(out / "privacy.json", json.dumps(facts, indent=2) + "\n")
     (out / "checkpoint.pt").unlink()                                     # and with it the state that made the noise
 
@@ -297,12 +328,15 @@ def parse(stage: type, argv: list[str]):
 
 def main() -> None:
     parser, s = parse(Finetune, sys.argv[1:])
-    try:
-        finetune(check(s))
-    except ConnectionError:                                      # no other error is another rank's fault
-        distributed.lost()
-    except (ValueError, OSError) as e:
-        parser.error(str(e))
+    with screen.one_line(parser.prog, "lower --chunk, which changes no result (a stopped run: with --resume)"):
+        try:
+            s = check(s)
+            # two runs in one folder: the statement of one beside the adapter of the other
+            lock = checkpoint.alone(Path(s.out) / ".in-use")
+            with lock if distributed.first() else contextlib.nullcontext():
+                finetune(s)
+        except ConnectionError:                                  # no other error is another rank's fault
+            distributed.lost()
 
 
 if __name__ == "__main__":

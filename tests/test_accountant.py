@@ -210,6 +210,31 @@ def test_pld_without_sampling_lies_a_hair_above_the_exact_gaussian(sigma, steps)
     assert exact < pld_epsilon(1, sigma, steps, 1e-5) < exact * 1.0001
 
 
+def unsampled(count: int):
+    """`count` settings (sigma, steps) without sampling, where the exact epsilon is known."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        steps = int(10 ** rng.uniform(0, 4))
+        yield 10 ** rng.uniform(-0.7, 1.2) * steps**0.5, steps
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-8, 1e-10, 1e-14, 1e-30, 1e-100])
+def test_pld_is_never_below_the_exact_gaussian_however_small_delta(delta, monkeypatch):
+    monkeypatch.setattr(accountant, "PLD_POINTS", 3**9)                 # a coarse grid: a bound all the same
+    for sigma, steps in unsampled(20):
+        exact = gaussian_epsilon(sigma / steps**0.5, delta)
+        assert exact <= pld_epsilon(1, sigma, steps, delta) <= exact * 1.01 + 1e-9, (sigma, steps)
+
+
+def test_the_fft_error_is_counted_in_pld(monkeypatch):
+    """Without the tilt that makes it small, the float64 error of the FFT is larger than delta."""
+    monkeypatch.setattr(accountant, "PLD_POINTS", 3**9)
+    monkeypatch.setattr(accountant, "_tilt", lambda *_: 1e-9)
+    for sigma, steps in unsampled(40):
+        exact = gaussian_epsilon(sigma / steps**0.5, 1e-14)
+        assert pld_epsilon(1, sigma, steps, 1e-14) >= exact, (sigma, steps)
+
+
 def test_pld_is_tighter_than_rdp_and_clt_is_not_a_bound():
     for q, sigma, steps, delta in [(0.017, 0.64, 200, 1e-5), (0.05, 20, 1000, 1e-6)]:
         tight = pld_epsilon(q, sigma, steps, delta)

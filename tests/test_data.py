@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+import clothes
 import data
+import ddpm
+import folders
 
 
 def test_glyphs_have_the_documented_shape_range_and_frame():
@@ -106,3 +109,121 @@ def test_an_unreadable_picture_or_an_empty_folder_is_named(tmp_path):
 def test_unknown_names_are_refused(name, split):
     with pytest.raises(ValueError, match="expected"):
         data.load(name, split)
+
+
+# --- what a viewer shows is what is trained
+
+def saved(path, pixels, mode=None, **how):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels, mode).save(path, **how)
+    return path
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    pixels = np.full((16, 16), 257 * 100, np.uint16)
+    assert folders.picture(saved(tmp_path / "deep.png", pixels), 16).unique().tolist() == [100]
+
+
+def test_transparency_lies_on_white(tmp_path):
+    clear = np.zeros((16, 16, 4), np.uint8)                              # black, and wholly transparent
+    assert folders.picture(saved(tmp_path / "clear.png", clear), 16).unique().tolist() == [255]
+    clear[..., 3] = 255
+    assert folders.picture(saved(tmp_path / "solid.png", clear), 16).unique().tolist() == [0]
+
+
+def test_a_photograph_stands_as_its_exif_says(tmp_path):
+    from PIL import Image
+    pixels, exif = np.zeros((16, 16, 3), np.uint8), Image.Exif()
+    pixels[:8] = 255                                                     # the upper half is white
+    exif[0x0112] = 6                                                     # to be turned right by a quarter
+    turned = folders.picture(saved(tmp_path / "photo.png", pixels, exif=exif), 16)
+    assert turned[:, :, 8:].min() == 255 and turned[:, :, :8].max() == 0, "the right half is white"
+
+
+@pytest.mark.parametrize("name, pixels, says", [
+    ("float.tif", np.full((16, 16), 0.5, np.float32), "floating-point"),
+    ("colour.png", np.eye(3, dtype=np.uint8)[None] * 255, "3 channels")])
+def test_a_picture_whose_grey_levels_are_not_known_is_refused_by_name(name, pixels, says, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} .*{says}"):
+        folders.picture(saved(tmp_path / name, pixels), 16, channels=1)
+
+
+def test_a_grey_folder_is_read_as_grey(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    saved(tmp_path / "a" / "grey.png", pixels)
+    saved(tmp_path / "a" / "same.png", np.stack([pixels] * 3, 2))        # stored as colour, all channels alike
+    images, _ = data.load(f"folder:{tmp_path}", size=16, channels=1)
+    assert images.shape == (2, 1, 16, 16) and torch.equal(images[0], images[1])
+    assert np.array_equal(images[0, 0].numpy(), pixels)
+
+
+# --- whose class is it
+
+def test_hidden_folders_are_no_classes_and_numbers_are_counted_as_people_do(tmp_path):
+    make_folder(tmp_path, sizes=((20, 20),), classes=[str(i) for i in range(12)])
+    make_folder(tmp_path, sizes=((20, 20),), classes=[".ipynb_checkpoints"])
+    (tmp_path / "3" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "3" / ".ipynb_checkpoints" / "0.png").write_bytes((tmp_path / "3" / "0.png").read_bytes())
+    assert data.class_names(f"folder:{tmp_path}") == [str(i) for i in range(12)]
+    assert data.load(f"folder:{tmp_path}", size=16)[1].tolist() == list(range(12))
+
+
+def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_path, capsys):
+    make_folder(tmp_path, sizes=((20, 20), (20, 30)), classes=["a"])
+    (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    (tmp_path / "a" / "scan.xyz").touch()
+    from PIL import Image
+    Image.open(tmp_path / "a" / "1.png").save(tmp_path / "a" / "2.gif")     # not on torchvision's list
+    assert len(data.load(f"folder:{tmp_path}", size=16)[0]) == 4
+    said = capsys.readouterr().err
+    assert "1 files are left out" in said and "scan.xyz" in said
+    assert "1 files are exact copies" in said and "copy.png = " in said
+
+
+def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_path):
+    make_folder(tmp_path, sizes=((20, 20),), classes=["dog", "horse"])
+    base = ["cat", "dog", "horse"]
+    labels = data.load(f"folder:{tmp_path}", size=16, classes=base)[1]
+    assert labels.tolist() == [1, 2], "not 0 and 1: dogs are no cats"
+    assert data.declared(f"folder:{tmp_path}", "", base) == base and data.place(base, base, 3) == [0, 1, 2]
+    assert data.place(["horse", "cat"], base, 3) == [2, 0], "by name"
+    assert data.place(["goat", "cow"], base, 3) == [0, 1] == data.place(["goat", "cow"], None, 3), "in order"
+    for names in (["dog", "cow"], ["a", "b", "c", "d"]):
+        with pytest.raises(ValueError, match="do not fit"):
+            data.place(names, base, 3)
+
+
+def test_garments_have_the_same_names_wherever_they_are_written_down():
+    assert [name.replace("/", "-") for name in clothes.NAMES] == list(data.GARMENTS) == ddpm.GARMENTS
+
+
+# --- arrays
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+NPZ = {
+    "sample.py": (dict(images=PIXELS.transpose(0, 3, 1, 2), labels=np.arange(5)), [0, 1, 2, 3, 4]),
+    "MedMNIST": (dict(train_images=PIXELS, train_labels=np.arange(5, dtype=np.uint8)[:, None], test_images=PIXELS[:1],
+                      test_labels=np.full((1, 1), 4, np.uint8)), [0, 1, 2, 3, 4]),
+    "guided-diffusion": (dict(arr_0=PIXELS), [0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", NPZ)
+def test_arrays_of_every_kind_are_read(kind, tmp_path):
+    arrays, expected = NPZ[kind]
+    np.savez(tmp_path / "a.npz", **arrays)
+    images, labels = data.load(f"npz:{tmp_path / 'a.npz'}", size=16)
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), PIXELS) and labels.tolist() == expected
+    assert data.load(f"npz:{tmp_path / 'a.npz'}", size=8)[0].shape == (5, 3, 8, 8)
+    if kind == "MedMNIST":
+        assert data.load(f"npz:{tmp_path / 'a.npz'}", "test", size=16)[1].tolist() == [4]
+
+
+def test_unpacked_files_of_mnist_are_read_too(tmp_path):
+    write_idx(tmp_path, np.full((5, 28, 28), 7, np.uint8), np.arange(5, dtype=np.uint8))
+    for file in list(tmp_path.iterdir()):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    images, labels = data.load("mnist", "train", tmp_path)
+    assert images.unique().tolist() == [7] and labels.tolist() == [0, 1, 2, 3, 4]

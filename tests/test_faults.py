@@ -3,6 +3,7 @@
 A refusal is exit code 2 and ONE line on stderr that says what was got and what was expected, and nothing on the disk
 has changed. `tests/faults/kill.py --kills 20` is the long version of the kill test here.
 """
+import contextlib
 import gzip
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import pickle
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -27,6 +29,7 @@ import dpsgd
 import lora
 import pretrain
 import sample
+import screen
 import train
 from conftest import ROOT, tiny_unet
 from test_data import make_folder, write_idx
@@ -72,6 +75,13 @@ def world(tmp_path_factory):
     (world / "unreadable" / "dogs" / "1.png").write_bytes(b"no picture")
     (world / "no-pictures" / "cats").mkdir(parents=True)
     ddpm.save_unet(world / "colour.pt", tiny_unet(image_channels=3))
+    make_folder(world / "wild", sizes=((40, 30),), classes=("cats", "wolves"))
+    ddpm.save_unet(world / "named.pt", named_unet(["cats", "dogs", "birds"]))
+    np.savez(world / "other.npz", pictures=np.zeros(3))
+    np.savez(world / "colour.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
+    np.savez(world / "last.npz", images=np.zeros((9, 8, 8, 3), np.uint8))
+    (world / "used").mkdir()
+    (world / "used" / ".in-use").write_text(f"process {os.getppid()} on {socket.gethostname()}")
 
     for name, content in (("garbage", b"garbage"), ("code", pickle.dumps(Code(), protocol=2)), ("half", None)):
         (world / f"stopped-{name}").mkdir()
@@ -90,6 +100,12 @@ def world(tmp_path_factory):
     (world / "no-json" / "config.json").write_text("{")
     (world / "no-side" / "config.json").write_text(json.dumps(dict(base="base.pt")))
     return world
+
+
+def named_unet(names):
+    model = tiny_unet(classes=len(names), image_channels=3)
+    model.config["names"] = names
+    return model
 
 
 def snapshot(folder) -> dict[str, bytes | None]:
@@ -155,13 +171,28 @@ REFUSED = [
     ("train", "--data-dir not-gzip", "not-gzip/train-images", "fetch it again"),
     ("train", "--data-dir unlabelled", "unlabelled/train-labels", "expected"),
     ("train", "--data-dir unequal", "7 images but 6 labels", "fetch the files again"),
-    ("train", "--data folder:colour", "3 channels", "expected 1 channels"),
-    ("train", "--data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "remove or replace it"),
-    ("train", "--data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
-    ("train", "--data folder:nowhere --base colour.pt", "nowhere", "PATH/class/image.png"),
-    ("train", "--data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
-    ("train", "--data folder:colour --base colour.pt --size 18", "side 18", "a side that 4 divides"),
-    ("train", "--data folder:colour --base colour.pt --size 9", "side 9", "a side that 4 divides"),
+    ("train", "--classes cats,dogs --data folder:colour", "3 channels", "expected 1 channels"),
+    ("train", "--classes cats,dogs --data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "remove or replace it"),
+    ("train", "--classes cats,dogs --data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:nowhere --base colour.pt", "nowhere", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 18", "side 18", "a side that 4 divides"),
+    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 9", "side 9", "a side that 4 divides"),
+    ("train", "--data folder:colour", "--data folder:colour", "--classes NAME,NAME"),
+    ("train", "--data folder:colour --classes cats", "sub-folders dogs", "declared classes cats"),
+    ("train", "--data folder:colour --classes cats,cats", "--classes cats,cats", "different names"),
+    ("train", "--data folder:colour --base named.pt --classes cats,wolves", "cats, wolves", "cats, dogs, birds"),
+    ("train", "--data folder:colour --base named.pt --classes a,b,c,d", "a, b, c, d", "at most 3 new ones"),
+    ("train", "--data folder:wild --base named.pt", "sub-folders wolves", "declared classes cats, dogs, birds"),
+    ("train", "--classes 0,1", "--classes 0,1", "folder: or npz:"),
+    ("train", "--data npz:lost.npz", "lost.npz is missing", "train_images"),
+    ("train", "--data npz:notes.txt", "notes.txt", "train_images"),
+    ("train", "--data npz:other.npz", "other.npz has the arrays pictures", "train_images"),
+    ("train", "--data npz:colour.npz --size 8", "3 channels", "expected 1 channels"),
+    ("train", "--data npz:last.npz", "channels come first", "transpose(0, 3, 1, 2)"),
+    ("train", "--out used", "used is in use by process", "choose another place"),
+    ("train", "--resume --out used", "used is in use by process", "choose another place"),
+    ("train", "--delta 1e-320", "--delta 1e-320", "at least 1e-300"),
     ("train", "--base lost.pt", "lost.pt", "pretrain.py"),
     ("train", "--base data", "data", "pretrain.py"),
     ("train", "--base half.pt", "half.pt", "expected a file written by"),
@@ -330,6 +361,140 @@ def test_the_checkpoint_is_its_owners_alone_and_gone_at_the_end(world, tmp_path,
     assert finetune("--out", tmp_path / "run")[0] == 0
     assert len(modes) >= 5 and set(modes) == {0o600}, [oct(m) for m in modes]
     assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_until_the_first_ends(tmp_path):
+    """The first holds it in another process; killed without a chance to clean up, it holds it no more."""
+    code = ("import sys, time, checkpoint, pathlib\n"
+            "with checkpoint.alone(pathlib.Path(sys.argv[1]) / '.in-use'): print('mine', flush=True), time.sleep(60)")
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert first.stdout.readline() == b"mine\n"
+        with pytest.raises(ValueError, match=f"in use by process {first.pid} on"):
+            with checkpoint.alone(tmp_path / "run" / ".in-use"):
+                pytest.fail("two at once")
+    finally:
+        first.kill()
+        first.wait()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".in-use"], "kill -9 leaves the lock"
+    with checkpoint.alone(tmp_path / "run" / ".in-use"):
+        assert str(os.getpid()) in (tmp_path / "run" / ".in-use").read_text()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_many_that_find_an_abandoned_lock_at_once_get_it_one_at_a_time(tmp_path):
+    """In processes of their own; each holds the folder for a moment and would see another's file in it."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock, inside = tmp_path / ".in-use", tmp_path / "inside"
+
+    def child():
+        for _ in range(30):
+            with contextlib.suppress(ValueError), checkpoint.alone(lock):
+                os.close(os.open(inside, os.O_CREAT | os.O_EXCL))        # FileExistsError: two at once
+                inside.unlink()
+            with contextlib.suppress(OSError):
+                descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL)         # as a crash leaves it
+                os.write(descriptor, f"process {ended.pid} on {socket.gethostname()}".encode())
+                os.close(descriptor)
+
+    children = []
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                child()
+                os._exit(0)
+            os._exit(1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+
+
+@pytest.mark.parametrize("free", ["--peek 2", "--save-every 3", "--guidance 1 --sample-steps 2", "--data-dir ./data",
+                                  "--chunk 7", "--device auto"])
+def test_a_run_goes_on_with_other_settings_of_memory_pictures_and_places(free, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    shutil.copytree(world / "stopped", tmp_path / "run")
+    code, _, err = finetune("--out", tmp_path / "run", "--seed", 4, "--resume", *free.split())
+    assert code == 0, err
+    for name in ("metrics.csv", "privacy.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (world / "finished" / name).read_bytes(), name
+
+
+def test_a_checkpoint_from_another_kind_of_device_is_resumed(world, monkeypatch):
+    """A GPU's generator has 16 bytes of state, a CPU's thousands: t and noise are drawn anew, the lots and the privacy
+    noise go on, as they come from a CPU's generator always.
+    """
+    monkeypatch.chdir(world)
+    model, seen = tiny_unet(), torch.Generator().manual_seed(3)
+    trainable = dict(model.named_parameters())
+    average, optimizer = ddpm.EMA(trainable, 0.9), torch.optim.Adam(trainable.values())
+    state = checkpoint.snapshot({}, 3, [], trainable, average, optimizer, [[seen.get_state(), torch.zeros(16).byte()]])
+    secret, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    assert checkpoint.restore(state, trainable, average, optimizer, [secret, draws])[0] == 3
+    assert torch.equal(secret.get_state(), seen.get_state())
+    assert not torch.equal(draws.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypatch):
+    """Windows cannot open a folder to flush it; the file itself was flushed."""
+    real = os.open
+
+    def windows(path, flags, *mode):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *mode)
+    monkeypatch.setattr(os, "open", windows)
+    checkpoint.write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+# --- what a program says
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_is_one_line_that_says_what_to_lower(error, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+
+    def full(*_, **__):
+        raise error
+    monkeypatch.setattr(dpsgd, "private_gradient", full)
+    code, _, err = finetune("--out", tmp_path / "run")
+    assert code == 1 and len(err.splitlines()) == 1 and "out of memory" in err and "lower --chunk" in err, err
+    monkeypatch.setattr(dpsgd, "private_gradient", lambda *_, **__: 1 / 0)
+    assert "Traceback" in finetune("--out", tmp_path / "other")[2], "an error of our own keeps its traceback"
+
+
+def test_ctrl_c_while_sampling_is_one_line_and_leaves_no_file(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+
+    def press(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(ddpm, "ddim_sample", press)
+    code, _, err = call(sample.main, "finished", *SAMPLE, "--out", tmp_path / "grid.png")
+    assert code == 130 and err.splitlines()[-1].startswith("sample.py: interrupted") and "Traceback" not in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work():
+    done = subprocess.run(f"{sys.executable} screen.py | head -1; echo ${{PIPESTATUS[0]}}", shell=True, capture_output=True,
+                          text=True, cwd=ROOT, executable="/bin/bash")
+    assert done.stdout.splitlines() == ["word 0 of 100,000", "0"], done
+    assert done.stderr == "all 100,000 words were said, whoever listened\n"
+
+
+def test_a_bar_is_shown_unless_the_screen_is_a_file_or_somebody_asks(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert screen.hide_bar() is None and screen.hide_bar(False) is True, "None: tqdm looks whether stderr is a terminal"
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert screen.hide_bar() is True
+
+
+def test_what_ships_is_found_from_any_directory(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ddpm.load_unet("assets/base.pt").config["names"] == list("0123456789")
+    assert torch.equal(sample.load_run(world / "finished").conv_in.weight, ddpm.load_unet(world / "base.pt").conv_in.weight), \
+        "base.pt of config.json was found above the run's folder"
 
 
 # --- the disk is full

@@ -9,14 +9,14 @@ from conftest import ROOT
 
 FILES = {p.stem: p for p in ROOT.glob("*.py")}
 ALLOWED = {                                                              # file -> the files of ours that it may import
-    "data": set(), "ddpm": {"autoencoder", "checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(), "lora": {"checkpoint", "ddpm"},
-    "sample": {"checkpoint", "data", "ddpm", "lora"},
-    "distributed": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
-    "autoencoder": {"checkpoint", "data"},
-    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "presets", "sample", "train"},
+    "folders": set(), "data": {"folders"}, "autoencoder": {"checkpoint", "data"},
+    "ddpm": {"autoencoder", "checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(),
+    "lora": {"checkpoint", "ddpm"}, "sample": {"checkpoint", "data", "ddpm", "lora", "screen"},
+    "distributed": set(), "screen": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
+    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "presets", "sample", "screen", "train"},
     "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets",
-              "sample", "statement"},
-    "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "inception", "lora", "sample"},
+              "sample", "screen", "statement"},
+    "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "folders", "inception", "lora", "sample", "screen"},
     "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "scipy", "tqdm", "PIL"}     # PIL comes with torchvision

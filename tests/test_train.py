@@ -160,7 +160,8 @@ def test_colour_folders_work_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     done = command(tmp_path / "run", "--n", 2, "--steps", 2, "--npz", tmp_path / "s.npz", program="sample.py")
     assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / "s.npz")["images"].shape == (2, 3, 16, 16)
+    saved = np.load(tmp_path / "s.npz")
+    assert saved["images"].shape == (2, 3, 16, 16) and "labels" not in saved.files, "an unconditional model has no labels"
 
 
 @pytest.mark.parametrize("K", [1, 4])
