@@ -3,14 +3,17 @@
 A theorem that never dies proves nothing. Each pair of a bug and a theorem is run for real, in a process of its own.
 
   $ python exercises/theorem.py bug02_mean_gradient test_lots_are_poisson        # pairs; prints what became of each
+  $ python exercises/theorem.py bug02_mean_gradient test_dpsgd.py                # all theorems of a file
 """
 import contextlib
+import functools
 import importlib
 import io
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,58 +22,101 @@ from grade import HERE, ROOT, load
 BUGS = sorted(p.stem for p in (HERE / "bugs").glob("bug*.py"))
 
 
-def answers() -> dict[str, str]:
-    return load(HERE / "bugs" / "answers.py").ANSWERS
+def answers(folder: Path = HERE) -> dict[str, str]:
+    """bug -> what was answered, "" where nothing was; from a hand-in's answers.py, in it or in its bugs/."""
+    file = next((p for p in (folder / "bugs" / "answers.py", folder / "answers.py") if p.exists()), None)
+    given = load(file).ANSWERS if file else {}
+    return {bug: str(given.get(bug, "")).strip() for bug in BUGS}
+
+
+def replaced(bug: str) -> str:
+    """The function that the bug stands in for: "dpsgd.private_gradient"."""
+    return load(HERE / "bugs" / f"{bug}.py").STANDS_IN_FOR
 
 
 @contextlib.contextmanager
-def installed(bug: str):
-    """While this lasts, the function that the bug stands in for IS the bug. Yields (the right one, the wrong one)."""
+def installed(bug: str, calls: list | None = None):
+    """While this lasts, the function that the bug stands in for IS the bug, and each call of it adds to `calls`.
+
+    Yields (the right one, the wrong one).
+    """
     module = load(HERE / "bugs" / f"{bug}.py")
     place, name = module.STANDS_IN_FOR.split(".")
     home = importlib.import_module(place)
     right, wrong = getattr(home, name), getattr(module, name)
-    setattr(home, name, wrong)
+    calls = [] if calls is None else calls
+
+    @functools.wraps(wrong)
+    def stand_in(*args, **kw):
+        calls.append(bug)
+        return wrong(*args, **kw)
+    setattr(home, name, stand_in)
     try:
-        yield right, wrong
+        yield right, stand_in
     finally:
         setattr(home, name, right)
 
 
 class Witness:
-    """A pytest plugin: brings the bug also to tests that imported the function by name; notes how each case ended."""
+    """A pytest plugin: brings the bug also to tests that imported the function by name; notes how each case ended.
 
-    def __init__(self, right, wrong, patch):
-        self.right, self.wrong, self.patch, self.deaths, self.cases = right, wrong, patch, [], 0
+    A case whose assertion fails is a death. A case that ends in any other exception is a crash: a program that
+    stops publishes nothing, so a crash says nothing about privacy.
+    """
+
+    def __init__(self, right, wrong, calls, patch):
+        self.right, self.wrong, self.calls, self.patch = right, wrong, calls, patch
+        self.fates = {}                                                  # theorem -> its cases, as (fate, why, calls)
 
     def pytest_collection_modifyitems(self, items):
         for module in {item.module for item in items}:
             for name in [name for name, value in vars(module).items() if value is self.right]:
                 self.patch.setattr(module, name, self.wrong)
 
-    def pytest_runtest_logreport(self, report):
-        self.cases += report.when == "call"
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = crash.message if crash else str(report.longrepr)
-            self.deaths.append(f"{report.nodeid.split('::')[1]}: {text.splitlines()[0]}")
+    def pytest_runtest_setup(self, item):
+        self.calls.clear()
+
+    def pytest_runtest_makereport(self, item, call):
+        error = call.excinfo
+        if error is None and call.when != "call" or error is not None and error.errisinstance(pytest.skip.Exception):
+            return
+        fate, why = "survived", ""
+        if error is not None:
+            fate = "died" if error.errisinstance((AssertionError, pytest.fail.Exception)) else "crashed"
+            why = f"{item.name}: {error.exconly().splitlines()[0]}"
+        self.fates.setdefault(item.originalname, []).append((fate, why, len(self.calls)))
+
+
+def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
+    """One theorem's fate: it died if one of its cases did; else it crashed; else it survived, or was never concerned."""
+    for fate in ("died", "crashed"):
+        for case in cases:
+            if case[0] == fate:
+                return fate, case[1]
+    calls = sum(case[2] for case in cases)
+    if calls == 0:
+        return "unconcerned", "0 calls"
+    return "survived", f"{calls} call{'s' * (calls != 1)} in {len(cases)} case{'s' * (len(cases) != 1)}"
+
+
+def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
+    """theorem -> (fate, why) for the theorems or files of theorems that pytest finds at `targets`, in this process."""
+    calls = []
+    with installed(bug, calls) as (right, wrong), pytest.MonkeyPatch.context() as patch:
+        witness = Witness(right, wrong, calls, patch)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            pytest.main([*targets, "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[witness])
+    return {name: summary(cases) for name, cases in witness.fates.items()}
 
 
 def run(bug: str, name: str) -> tuple[str, str]:
-    """("died", why), ("survived", in how many cases) or ("unknown", ...): one theorem on one bug, in this process."""
-    name = name.split("::")[-1].split("[")[0].strip()
+    """(fate, why): one theorem on one bug, in this process; "unknown" if there is no such theorem."""
     homes = [p for p in sorted((ROOT / "tests").glob("test_*.py"))
-             if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
+             if p.stem != "test_exercises" and re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
     if not homes:
         return "unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists their names"
-    with installed(bug) as (right, wrong), pytest.MonkeyPatch.context() as patch:
-        witness = Witness(right, wrong, patch)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            pytest.main([f"{homes[0]}::{name}", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}"],
-                        plugins=[witness])
-    if witness.deaths:
-        return "died", witness.deaths[0]
-    return "survived", f"{witness.cases} case{'s' * (witness.cases != 1)}"
+    found = fates_on(bug, [f"{home}::{name}" for home in homes])
+    return found.get(name, ("unknown", f"{name} did not run: try `python -m pytest {homes[0].relative_to(ROOT)}`"))
 
 
 def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -84,27 +130,50 @@ def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def check(given: dict[str, str]) -> dict[str, tuple[str, str]]:
     """bug -> ("done", "blank" or "wrong", message) for the theorem that the student named."""
-    pairs = [(bug, name) for bug, name in given.items() if name.strip()]
-    fates = dict(zip([bug for bug, _ in pairs], judge(pairs))) if pairs else {}
-    results = {}
-    for bug, name in given.items():
-        short = bug[:5]
-        fate, why = fates.get(bug, ("", ""))
-        results[bug] = {
-            "": ("blank", f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and "
-                          f"write the name of the theorem that dies of it into exercises/bugs/answers.py"),
-            "died": ("done", f"{short} is caught: {why}"),
-            "survived": ("wrong", f"{short}: {name} SURVIVES it ({why}), so that is not what breaks. Which sentence of the "
-                                  f"proof is untrue now? (A theorem that starts train.py as a program never sees the bug.)"),
-            "unknown": ("wrong", f"{short}: {why}")}[fate]
-    return results
+    named = {}
+    for bug, answer in given.items():
+        found = re.search(r"test_\w+(?!.*\.py)", answer)                 # also out of "test_dpsgd.py::test_lots_are_poisson[0]"
+        if answer:
+            named[bug] = found[0] if found else answer
+    fates = dict(zip(named, judge(list(named.items())))) if named else {}
+    return {bug: verdict(bug, named.get(bug, ""), *fates.get(bug, ("", ""))) for bug in given}
+
+
+def verdict(bug: str, name: str, fate: str, why: str) -> tuple[str, str]:
+    short = bug[:5]
+    if fate == "":
+        return "blank", (f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and "
+                         "write the name of the theorem that dies of it into exercises/bugs/answers.py")
+    if fate == "died":
+        return "done", f"{short} is caught: {why}"
+    if fate == "unknown":
+        return "wrong", f"{short}: {why}"
+    if fate == "survived":
+        return "wrong", (f"{short}: {name} runs the bug ({why}) and SURVIVES it, so that is not what breaks. "
+                         "Which sentence of the proof is untrue now?")
+    if fate == "crashed":
+        return "wrong", (f"{short}: {name} CRASHES on it ({why}). A program that stops publishes nothing: "
+                         "look for a theorem whose own assertion fails.")
+    place = replaced(bug)
+    return "wrong", (f"{short}: {name} never runs {place}, which the bug replaces (0 calls). It may well say the right thing: "
+                     f"look for a theorem about the same that does run it, such as a whole step "
+                     f"(`grep -n {place.split('.')[1]} tests/*.py`). One that starts a program of its own does not count.")
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    found = []
+    for bug, name in zip(words[::2], words[1::2]):
+        if name.endswith(".py"):
+            found += [(bug, theorem, *fate) for theorem, fate in fates_on(bug, [str(ROOT / "tests" / name)]).items()]
+        else:
+            found.append((bug, name, *run(bug, name)))
+    if "--json" in sys.argv:
+        print(json.dumps([fate for _, _, *fate in found]))
+    else:
+        for bug, name, fate, why in found:
+            print(f"{bug}: {name} {fate}: {why}")
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--json"]
-    found = [run(bug, name) for bug, name in zip(words[::2], words[1::2])]
-    if "--json" in sys.argv:
-        print(json.dumps(found))
-    else:
-        for bug, name, (fate, why) in zip(words[::2], words[1::2], found):
-            print(f"{bug}: {name} {fate}: {why}" if fate != "unknown" else why)
+    main()
