@@ -205,7 +205,7 @@ def clippings():
              {"a": t([[3., 4.], [0.3, 0.4]])}, math.inf)
     for n in (1, 7, 40):
         yield on(f, f"{n} random gradients", "the same, in three tensors of different shapes.",
-                 {"a": rand(n, n, 2, 3), "b": 9 * rand(n + 1, n, 5), "c": rand(n + 2, n)}, 2.0)
+                 {"a": rand(n, n, 2, 3), "b": 9 * rand(n + 1, n, 5), "c": rand(n + 2, n, 1)}, 2.0)
 
 
 PARAMS = {"w": torch.zeros(1), "v": torch.zeros(2)}
@@ -261,17 +261,18 @@ def steps():
                dict(lot="7 images", chunk=2), largest)
 
     # 400,000 draws know their standard deviation to 0.11%, 60,000 to 0.3%
-    for n, numbers, chunk, tolerance in ((1, 400_000, 2, 0.005), (0, 400_000, 2, 0.005), (100, 400_000, 40, 0.005),
-                                         (1000, 60_000, 256, 0.015)):
-        yield Case(f"the noise of {n} image{'s' * (n != 1)}", "B times the result holds noise of std sigma C, once a step, "
-                   "for every lot. With sigma alone the noise does not fit the clipping; once a chunk, its amount tells "
-                   "the lot's size; none for an empty lot tells that nobody was sampled; a little less than sigma C is an "
-                   "epsilon that is not kept.",
-                   {"lot": f"{n} gradients of zero", "C, sigma, B": (0.03, 1.7, 5.0), "chunk": chunk,
-                    "measured": "std / (sigma C)"},
-                   lambda f, n=n, numbers=numbers, chunk=chunk:
-                   torch.cat(list(noise_of(f, 0, n, numbers, chunk)[0].values())).std().item(),
-                   (tolerance, 0.0), expected=1.0)
+    for n, numbers, chunk, tolerance, means in (
+            (1, 400_000, 2, 0.005, "B times the result holds noise of std sigma C. With sigma alone it does not fit the "
+             "clipping; with a little less than sigma C the epsilon is not the one that was promised."),
+            (0, 400_000, 2, 0.005, "the noise comes also where nobody was sampled: a result without it says just that."),
+            (100, 400_000, 40, 0.005, "noise is drawn once a step. Once a chunk, its amount tells the lot's size."),
+            (1000, 60_000, 256, 0.015, "noise is drawn once a step, for every lot, however large.")):
+        def std(f, n=n, numbers=numbers, chunk=chunk):
+            tensors, _ = noise_of(f, 0, n, numbers, chunk)
+            return torch.cat(list(tensors.values())).std().item()
+        shown = {"lot": f"{n} gradients of zero", "C, sigma, B": (0.03, 1.7, 5.0), "chunk": chunk,
+                 "measured": "std / (sigma C)"}
+        yield Case(f"the noise of {n} image{'s' * (n != 1)}", means, shown, std, (tolerance, 0.0), expected=1.0)
 
     def moved(f):
         _, generator = noise_of(f, 0, 1, 1000)
@@ -365,7 +366,7 @@ def calibrations():
             target, delta, q, steps = args
             sigma = f(*args)
             if not isinstance(sigma, (int, float)):
-                return f"not one number: {show(sigma)}"
+                raise TypeError(f"the result is {show(sigma)}, expected one number")
             spent = accountant.epsilon(q, sigma, steps, delta)[0]
             if spent > target:
                 return f"sigma = {sigma:.6g} spends epsilon = {spent:.8g}: over the budget"
@@ -447,7 +448,7 @@ def leaks(step) -> bool:
 
 def suspects():
     for title, step, answer, means in STEPS:
-        yield Case(title, means, {"step": title, "does it leak?": "yes" if answer else "no"},
+        yield Case(title, means, {"this step": "leaks" if answer else "keeps the guarantee"},
                    lambda f, step=step: bool(f(step)), expected=answer)
 
 

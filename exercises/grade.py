@@ -166,7 +166,7 @@ def check(name: str, exercise: Exercise, function: Callable | None = None, folde
         with out_of_order(exercise.out_of_order):                        # also for `from dpsgd import ...`
             module = outcome(load, file)
         if isinstance(module, BaseException):
-            return "wrong", f"{short}: {file.name} cannot be loaded: {stop(module)}"
+            return "wrong", f"{short}: your file cannot be loaded{stop(module)}"
         wanted = exercise.truth.__name__
         if not callable(getattr(module, wanted, None)):
             return "wrong", f"{short}: {file.name} has no function {wanted}: keep its name, the grader calls it"
@@ -178,6 +178,8 @@ def check(name: str, exercise: Exercise, function: Callable | None = None, folde
         if isinstance(got, NotImplementedError):
             return "blank", blank
         expected = outcome(case.run, exercise.truth) if case.expected is None else case.expected
+        if isinstance(expected, BaseException) and not isinstance(expected, ValueError):
+            raise RuntimeError(f"{short}, {case.title}: the repository's own function fails") from expected
         message = explain(name, exercise, case, got, expected)
         if message:
             return "wrong", message
@@ -269,7 +271,7 @@ def explain(name: str, exercise: Exercise, case: Case, got, expected) -> str:
     elif not isinstance(expected, BaseException):
         where = form(got, expected)
         if where and not case.on_shape:
-            means = f"it is of another form than the exercise asks for.{wanted_shapes(name)}"
+            means = f"it has another form, so no number was compared.{wanted_shapes(name)}"
         where = where or difference(got, expected, *case.tolerance)
         if not where and changed:
             where = f"your function changed its argument {' and '.join(changed)} in place"
@@ -302,7 +304,7 @@ def stop(error: BaseException) -> str:
 def wanted_shapes(name: str) -> str:
     """What the exercise itself says of shapes, from its docstring."""
     found = re.search(r"^ +(Shapes: .*(?:\n {9,}\S.*)*)", (HERE / f"{name}.py").read_text(), re.M)
-    return f" It says: {found[1]}" if found else ""
+    return f" The exercise says: {found[1]}" if found else ""
 
 
 def line(name: str, value) -> str:
@@ -313,7 +315,7 @@ def line(name: str, value) -> str:
 def show(x) -> str:
     """A value in one line: small tensors in full, large ones by shape and ends, functions by what they say of themselves."""
     if isinstance(x, BaseException):
-        return f"a {type(x).__name__}: {(str(x).splitlines() or [''])[0]}"
+        return f"{type(x).__name__}: {(str(x).splitlines() or [''])[0]}"
     if torch.is_tensor(x) or isinstance(x, np.ndarray):
         flat = array(x).ravel()
         if len(flat) <= 12:
