@@ -61,15 +61,16 @@ def marks(folder: Path) -> list:
 
 def marks_of_a_process(folder: Path) -> list:
     """The same from a process of its own: no hand-in can stop, or change, the marking of the next."""
+    command, rows, remark = [sys.executable, __file__, "--csv", str(folder)], [], "its process ended before the grader did"
     try:
-        done = subprocess.run([sys.executable, __file__, "--csv", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              text=True, timeout=SECONDS)
-        line = next(csv.reader(reversed(done.stdout.splitlines())))
-        remark = (done.stderr.splitlines() or ["?"])[-1] if done.returncode else ""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        rows = list(csv.reader(done.stdout.splitlines()))                # the header, and the line
+        if done.returncode and done.stderr:
+            remark = done.stderr.splitlines()[-1]
     except subprocess.TimeoutExpired:
-        line, remark = [], f"no end after {SECONDS} s"
-    if len(line) == len(COLUMNS) and not remark:
-        return line
+        remark = f"no end after {SECONDS} s"
+    if len(rows) == 2 and len(rows[1]) == len(COLUMNS):
+        return rows[1]
     return [folder.name] + [""] * (len(COLUMNS) - 2) + [f"not marked: {remark}"]
 
 

@@ -51,27 +51,32 @@ def installed(bug: str, calls: list | None = None):
         calls.append(bug)
         return wrong(*args, **kw)
     setattr(home, name, stand_in)
+    exchange(right, stand_in)
     try:
         yield right, stand_in
     finally:
         setattr(home, name, right)
+        exchange(stand_in, right)                                        # also in tests that were first imported meanwhile
+
+
+def exchange(old, new) -> None:
+    """Tests that imported the function by name (`from accountant import rdp`) get the other one, too."""
+    for module in list(sys.modules.values()):
+        if str(vars(module).get("__file__")).startswith(str(ROOT / "tests")):
+            for name in [name for name, value in vars(module).items() if value is old]:
+                setattr(module, name, new)
 
 
 class Witness:
-    """A pytest plugin: brings the bug also to tests that imported the function by name; notes how each case ended.
+    """A pytest plugin that notes how each case ended.
 
     A case whose assertion fails is a death. A case that ends in any other exception is a crash: a program that
     stops publishes nothing, so a crash says nothing about privacy.
     """
 
-    def __init__(self, right, wrong, calls, patch):
-        self.right, self.wrong, self.calls, self.patch = right, wrong, calls, patch
+    def __init__(self, calls: list):
+        self.calls = calls                                               # of the bug, in the case that runs
         self.fates = {}                                                  # theorem -> its cases, as (fate, why, calls)
-
-    def pytest_collection_modifyitems(self, items):
-        for module in {item.module for item in items}:
-            for name in [name for name, value in vars(module).items() if value is self.right]:
-                self.patch.setattr(module, name, self.wrong)
 
     def pytest_runtest_setup(self, item):
         self.calls.clear()
@@ -102,25 +107,28 @@ def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
 def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
     """theorem -> (fate, why) for the theorems or files of theorems that pytest finds at `targets`, in this process."""
     calls = []
-    with installed(bug, calls) as (right, wrong), pytest.MonkeyPatch.context() as patch:
-        witness = Witness(right, wrong, calls, patch)
+    witness = Witness(calls)
+    with installed(bug, calls):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             pytest.main([*targets, "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[witness])
     return {name: summary(cases) for name, cases in witness.fates.items()}
 
 
-def run(bug: str, name: str) -> tuple[str, str]:
-    """(fate, why): one theorem on one bug, in this process; "unknown" if there is no such theorem."""
-    homes = [p for p in sorted((ROOT / "tests").glob("test_*.py"))
-             if p.stem != "test_exercises" and re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
-    if not homes:
-        return "unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists their names"
-    found = fates_on(bug, [f"{home}::{name}" for home in homes])
-    return found.get(name, ("unknown", f"{name} did not run: try `python -m pytest {homes[0].relative_to(ROOT)}`"))
+def run(bug: str, names: list[str]) -> dict[str, tuple[str, str]]:
+    """theorem -> (fate, why), on one bug, in this process; "unknown" for what is no theorem."""
+    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem != "test_exercises"]
+    homes = {name: [p for p in files if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)] for name in names}
+    found = fates_on(bug, [f"{home}::{name}" for name in names for home in homes[name]]) if any(homes.values()) else {}
+    for name in names:
+        if not homes[name]:
+            found[name] = ("unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists them")
+        elif name not in found:
+            found[name] = ("unknown", f"{name} did not run: try `python -m pytest {homes[name][0].relative_to(ROOT)}`")
+    return found
 
 
 def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """`run` for each (bug, theorem), all in one fresh process: no bug can linger in this one."""
+    """(fate, why) for each (bug, theorem), all in one fresh process: no bug can linger in this one."""
     done = subprocess.run([sys.executable, __file__, "--json", *(word for pair in pairs for word in pair)],
                           capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -162,17 +170,20 @@ def verdict(bug: str, name: str, fate: str, why: str) -> tuple[str, str]:
 
 def main() -> None:
     words = [word for word in sys.argv[1:] if word != "--json"]
-    found = []
-    for bug, name in zip(words[::2], words[1::2]):
-        if name.endswith(".py"):
-            found += [(bug, theorem, *fate) for theorem, fate in fates_on(bug, [str(ROOT / "tests" / name)]).items()]
-        else:
-            found.append((bug, name, *run(bug, name)))
+    pairs = list(zip(words[::2], words[1::2]))
+    found = {}
+    for bug in dict.fromkeys(bug for bug, _ in pairs):
+        names = [name for b, name in pairs if b == bug]
+        for file in [name for name in names if name.endswith(".py")]:
+            found[bug, file] = fates_on(bug, [str(ROOT / "tests" / file)])
+        for name, fate in run(bug, [name for name in names if not name.endswith(".py")]).items():
+            found[bug, name] = {name: fate}
     if "--json" in sys.argv:
-        print(json.dumps([fate for _, _, *fate in found]))
-    else:
-        for bug, name, fate, why in found:
-            print(f"{bug}: {name} {fate}: {why}")
+        print(json.dumps([found[bug, name][name] for bug, name in pairs]))
+        return
+    for bug, name in pairs:
+        for theorem, (fate, why) in found[bug, name].items():
+            print(f"{bug}: {theorem} {fate}: {why}")
 
 
 if __name__ == "__main__":
