@@ -1,6 +1,6 @@
-"""grade.py -- your function beside the repository's own, from the smallest input up; the first difference is explained.
+"""grade.py -- your function beside the repository's own, smallest input first; the first difference explained.
 
-A case is an input, a way to run it, and what a difference there would mean. cases.py has the cases of all exercises.
+A case is an input, a way to run it, and what a difference there would mean. cases.py has all cases.
 While your function runs, the repository's own answer is out of order: it is the one that you are to write.
 """
 import contextlib
@@ -25,7 +25,7 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(p) for p in (ROOT, HERE) if str(p) not in sys.path]
-SECONDS = 60                                                             # for one case: longer is an endless loop
+SECONDS = 60                                                         # for one case: longer is an endless loop
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Case:
     """title: the input in a few words; means: what it teaches; run(function) -> what is compared."""
     title: str
     means: str
-    shown: dict[str, Any]                                                # name -> value, as the message prints it
+    shown: dict[str, Any]                                            # name -> value, as the message prints it
     run: Callable
     tolerance: tuple[float, float] = (1e-4, 1e-5)                        # relative, absolute
     expected: Any = None                                                 # None: ask the repository's function
@@ -42,10 +42,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Exercise:
-    origin: str                                                          # file:name, where the repository has it
+    origin: str                                                       # file:name, where the repository has it
     truth: Callable                                                      # the repository's own function
     cases: Callable[[], Iterable[Case]]                                  # smallest first
-    out_of_order: tuple[str, ...] = ()                                   # what a student's function may not call
+    out_of_order: tuple[str, ...] = ()                                # what a student's function may not call
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, *
     given = signature.bind(*args, **kw).arguments
 
     def run(f):
-        fresh = [copy.deepcopy(a) for a in args]                         # one by one: no two share their memory
+        fresh = [copy.deepcopy(a) for a in args]                       # one by one: no two share their memory
         fresh_kw = {name: copy.deepcopy(a) for name, a in kw.items()}
         result = f(*fresh, **fresh_kw)
         after = signature.bind(*fresh, **fresh_kw).arguments
@@ -155,8 +155,9 @@ def outcome(run: Callable, function: Callable):
         return e
 
 
-def check(name: str, exercise: Exercise, function: Callable | None = None, folder: Path = HERE) -> tuple[str, str]:
-    """("done", "blank" or "wrong", message) for the exercise's file in `folder`, or for `function` in its place."""
+def check(name: str, exercise: Exercise, function: Callable | None = None,
+          folder: Path = HERE) -> tuple[str, str]:
+    """("done", "blank" or "wrong", message) for the exercise's file in `folder`, or for `function`."""
     short, file = name[:4], folder / f"{name}.py"
     blank = (f"{short} is still blank: open exercises/{name}.py, read its first lines, replace "
              f"`raise NotImplementedError` (about {table(name)[0]} minutes)")
@@ -169,7 +170,7 @@ def check(name: str, exercise: Exercise, function: Callable | None = None, folde
             return "wrong", f"{short}: your file cannot be loaded{stop(module)}"
         wanted = exercise.truth.__name__
         if not callable(getattr(module, wanted, None)):
-            return "wrong", f"{short}: {file.name} has no function {wanted}: keep its name, the grader calls it"
+            return "wrong", f"{short}: {file.name} has no function {wanted}: the grader calls it by this name"
         function = getattr(module, wanted)
     mine = function if function is exercise.truth else guarded(function, exercise.out_of_order)
     number = 0
@@ -191,7 +192,7 @@ def check(name: str, exercise: Exercise, function: Callable | None = None, folde
 
 
 def form(got, expected) -> str:
-    """"" if `got` is the kind of thing that was expected, else in words what it is: names, length, type, shape."""
+    """"" if `got` is the kind of thing that was expected, else its names, length, type or shape in words."""
     if isinstance(expected, dict):
         if not isinstance(got, dict):
             return f"got a {type(got).__name__}, expected a dict with the names {list(expected)}"
@@ -206,7 +207,9 @@ def form(got, expected) -> str:
         return inside(dict(enumerate(map(form, got, expected))))
     if isinstance(expected, (str, bool)):
         kinds = (bool, np.bool_) if isinstance(expected, bool) else str
-        return "" if isinstance(got, kinds) else f"got a {type(got).__name__}, expected a {type(expected).__name__}"
+        if isinstance(got, kinds):
+            return ""
+        return f"got a {type(got).__name__}, expected a {type(expected).__name__}"
     if torch.is_tensor(expected):
         if not torch.is_tensor(got):
             return f"got a {type(got).__name__}, expected a tensor of shape {tuple(expected.shape)}"
@@ -252,7 +255,7 @@ def array(x) -> np.ndarray:
 
 
 def explain(name: str, exercise: Exercise, case: Case, got, expected) -> str:
-    """"" if the results agree; else what was given, yours, what was expected, where they part, and what that means.
+    """"" if the results agree; else the input, yours, what was expected, where they part, what that means.
 
     Code that stops, or returns something of another form, is told so; it gets no lesson about something else.
     """
@@ -293,7 +296,8 @@ def explain(name: str, exercise: Exercise, case: Case, got, expected) -> str:
 def stop(error: BaseException) -> str:
     """" at line 12 of ex07_clipping.py: TypeError: ..."; the line is the last one in a student's file."""
     text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if re.match(r"ex\d\d_", Path(f.filename).name)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__)
+              if re.match(r"ex\d\d_", Path(f.filename).name)]
     number = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
     if number is None:
         return f": {text}"
@@ -313,7 +317,7 @@ def line(name: str, value) -> str:
 
 
 def show(x) -> str:
-    """A value in one line: small tensors in full, large ones by shape and ends, functions by what they say of themselves."""
+    """A value in one line: small tensors in full, large ones by shape and ends, a function's docstring."""
     if isinstance(x, BaseException):
         return f"{type(x).__name__}: {(str(x).splitlines() or [''])[0]}"
     if torch.is_tensor(x) or isinstance(x, np.ndarray):

@@ -1,4 +1,4 @@
-"""One test an exercise, one a bug: `python -m pytest exercises -k ex03`, `python -m pytest exercises -k bug02`."""
+"""One test an exercise, one a bug: `python -m pytest exercises -k ex03` (or bug02)."""
 import pytest
 
 import cases

@@ -1,8 +1,8 @@
-"""theorem.py -- put a bug in the place of the repository's function, run a theorem of tests/ on it: does it die?
+"""theorem.py -- put a bug in the place of the repository's function, run a theorem on it: does it die?
 
-A theorem that never dies proves nothing. Each pair of a bug and a theorem is run for real, in a process of its own.
+A theorem that never dies proves nothing. Each bug meets each theorem for real, in another process.
 
-  $ python exercises/theorem.py bug02_mean_gradient test_lots_are_poisson        # pairs; prints what became of each
+  $ python exercises/theorem.py bug02_mean_gradient test_lots_are_poisson  # pairs; prints what became of each
   $ python exercises/theorem.py bug02_mean_gradient test_dpsgd.py                # all theorems of a file
 """
 import contextlib
@@ -36,7 +36,7 @@ def replaced(bug: str) -> str:
 
 @contextlib.contextmanager
 def installed(bug: str, calls: list | None = None):
-    """While this lasts, the function that the bug stands in for IS the bug, and each call of it adds to `calls`.
+    """While this lasts, the function that the bug stands in for IS the bug; each call adds to `calls`.
 
     Yields (the right one, the wrong one).
     """
@@ -56,7 +56,7 @@ def installed(bug: str, calls: list | None = None):
         yield right, stand_in
     finally:
         setattr(home, name, right)
-        exchange(stand_in, right)                                        # also in tests that were first imported meanwhile
+        exchange(stand_in, right)                           # also in tests that were first imported meanwhile
 
 
 def exchange(old, new) -> None:
@@ -70,30 +70,32 @@ def exchange(old, new) -> None:
 class Witness:
     """A pytest plugin that notes how each case ended.
 
-    A case whose assertion fails is a death. A case that ends in any other exception is a crash: a program that
+    A case whose assertion fails is a death. One that ends in any other exception is a crash: a program that
     stops publishes nothing, so a crash says nothing about privacy.
     """
 
     def __init__(self, calls: list):
         self.calls = calls                                               # of the bug, in the case that runs
-        self.fates = {}                                                  # theorem -> its cases, as (fate, why, calls)
+        self.fates = {}                                          # theorem -> its cases, as (fate, why, calls)
 
     def pytest_runtest_setup(self, item):
         self.calls.clear()
 
     def pytest_runtest_makereport(self, item, call):
         error = call.excinfo
-        if error is None and call.when != "call" or error is not None and error.errisinstance(pytest.skip.Exception):
-            return
         fate, why = "survived", ""
+        if error is None and call.when != "call":
+            return
         if error is not None:
+            if error.errisinstance(pytest.skip.Exception):
+                return
             fate = "died" if error.errisinstance((AssertionError, pytest.fail.Exception)) else "crashed"
             why = f"{item.name}: {error.exconly().splitlines()[0]}"
         self.fates.setdefault(item.originalname, []).append((fate, why, len(self.calls)))
 
 
 def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
-    """One theorem's fate: it died if one of its cases did; else it crashed; else it survived, or was never concerned."""
+    """One theorem's fate: died if one of its cases did; else crashed, survived, or was never concerned."""
     for fate in ("died", "crashed"):
         for case in cases:
             if case[0] == fate:
@@ -105,7 +107,7 @@ def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
 
 
 def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
-    """theorem -> (fate, why) for the theorems or files of theorems that pytest finds at `targets`, in this process."""
+    """theorem -> (fate, why) for the theorems that pytest finds at `targets`, in this process."""
     calls = []
     witness = Witness(calls)
     with installed(bug, calls):
@@ -117,13 +119,17 @@ def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
 def run(bug: str, names: list[str]) -> dict[str, tuple[str, str]]:
     """theorem -> (fate, why), on one bug, in this process; "unknown" for what is no theorem."""
     files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem != "test_exercises"]
-    homes = {name: [p for p in files if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)] for name in names}
-    found = fates_on(bug, [f"{home}::{name}" for name in names for home in homes[name]]) if any(homes.values()) else {}
+    homes = {name: [p for p in files if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
+             for name in names}
+    found = fates_on(bug, [f"{home}::{name}" for name in names
+                           for home in homes[name]]) if any(homes.values()) else {}
     for name in names:
         if not homes[name]:
-            found[name] = ("unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists them")
+            found[name] = ("unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' "
+                           f"tests/*.py` lists them")
         elif name not in found:
-            found[name] = ("unknown", f"{name} did not run: try `python -m pytest {homes[name][0].relative_to(ROOT)}`")
+            found[name] = ("unknown", f"{name} did not run: try `python -m pytest "
+                           f"{homes[name][0].relative_to(ROOT)}`")
     return found
 
 
@@ -140,7 +146,7 @@ def check(given: dict[str, str]) -> dict[str, tuple[str, str]]:
     """bug -> ("done", "blank" or "wrong", message) for the theorem that the student named."""
     named = {}
     for bug, answer in given.items():
-        found = re.search(r"test_\w+(?!.*\.py)", answer)                 # also out of "test_dpsgd.py::test_lots_are_poisson[0]"
+        found = re.search(r"test_\w+\b(?!\.py)", answer)              # also out of "test_dpsgd.py::test_x[0]"
         if answer:
             named[bug] = found[0] if found else answer
     fates = dict(zip(named, judge(list(named.items())))) if named else {}
@@ -150,7 +156,8 @@ def check(given: dict[str, str]) -> dict[str, tuple[str, str]]:
 def verdict(bug: str, name: str, fate: str, why: str) -> tuple[str, str]:
     short = bug[:5]
     if fate == "":
-        return "blank", (f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and "
+        return "blank", (f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the "
+                         f"guarantee, and "
                          "write the name of the theorem that dies of it into exercises/bugs/answers.py")
     if fate == "died":
         return "done", f"{short} is caught: {why}"
@@ -163,9 +170,11 @@ def verdict(bug: str, name: str, fate: str, why: str) -> tuple[str, str]:
         return "wrong", (f"{short}: {name} CRASHES on it ({why}). A program that stops publishes nothing: "
                          "look for a theorem whose own assertion fails.")
     place = replaced(bug)
-    return "wrong", (f"{short}: {name} never runs {place}, which the bug replaces (0 calls). It may well say the right thing: "
+    return "wrong", (f"{short}: {name} never runs {place}, which the bug replaces (0 calls). It may well "
+                     f"say the right thing: "
                      f"look for a theorem about the same that does run it, such as a whole step "
-                     f"(`grep -n {place.split('.')[1]} tests/*.py`). One that starts a program of its own does not count.")
+                     f"(`grep -n {place.split('.')[1]} tests/*.py`). One that starts a program of its own "
+                     f"does not count.")
 
 
 def main() -> None:

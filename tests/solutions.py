@@ -1,4 +1,4 @@
-"""Right answers to the exercises that are NOT the repository's, and plausible wrong ones: test_exercises.py grades them.
+"""Right answers to the exercises that are NOT the repository's, and plausible wrong ones.
 
 Each right one is another way to the same numbers. A grader that rejects one of them grades style, not truth.
 """
@@ -14,7 +14,8 @@ import accountant
 import ddpm
 import dpsgd
 
-REPOSITORY = SimpleNamespace(q_sample=ddpm.q_sample, loss=ddpm.loss, rdp=accountant.rdp, calibrate=accountant.calibrate,
+REPOSITORY = SimpleNamespace(q_sample=ddpm.q_sample, loss=ddpm.loss, rdp=accountant.rdp,
+                             calibrate=accountant.calibrate,
                              clip_and_sum=dpsgd.clip_and_sum, private_gradient=dpsgd.private_gradient)
 
 
@@ -83,7 +84,7 @@ def clip_image_by_image(grads, C):
 
 
 def step_with_noise_first(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
-    """Noise in float64, for all tensors at once, before any image is looked at; then the lot, chunk by chunk."""
+    """Noise in float64, for all tensors at once, before any image is looked at; then the lot in chunks."""
     if chunk < 1 or B <= 0:
         raise ValueError("chunk and B must be positive")
     sizes = [p.numel() for p in params.values()]
@@ -127,7 +128,8 @@ def rdp_by_gauss_legendre(q, sigma, order):
     half = np.diff(ends)[:, None] / 2
     z = (ends[:-1, None] + half + half * x).ravel()
     ratio = np.logaddexp(np.log1p(-q) if q < 1 else -np.inf, np.log(q) + (2 * z - 1) / (2 * sigma**2))
-    log_terms = order * ratio - z**2 / (2 * sigma**2) + np.log((half * w).ravel() / (sigma * np.sqrt(2 * np.pi)))
+    weight = (half * w).ravel() / (sigma * np.sqrt(2 * np.pi))
+    log_terms = order * ratio - z**2 / (2 * sigma**2) + np.log(weight)
     top = log_terms.max()
     return float((top + np.log(np.exp(log_terms - top).sum())) / (order - 1))
 
@@ -168,7 +170,7 @@ def toy(params, x):
 
 
 def moves_too_far(step) -> bool:
-    """Does an image move the sum by more than C? Images with K = 4 draws: long, opposite, long in both tensors, NaN."""
+    """Does an image move the sum by more than C? K = 4 draws: long, opposite, long in both tensors, NaN."""
     params, C, B = {"w": torch.zeros(1), "v": torch.zeros(1)}, 1.0, 5
     images = torch.tensor([[0.3, 0.0], [10.0, 0.0], [-20.0, 0.0], [9.0, 9.0], [math.nan, 1.0]])
     images = images[:, None].expand(-1, 4, 2)                            # (5, K, 2)
@@ -188,7 +190,8 @@ def noise_is_off(step) -> bool:
         return {name: torch.zeros(len(x), *p.shape) for name, p in params.items()}
     for n, C in ((0, 10.0), (3, 10.0), (3, 0.01)):
         generator = torch.Generator().manual_seed(n)
-        first, second = (step(nothing, params, (torch.zeros(n, 4, 2),), C=C, sigma=2.0, B=5, generator=generator)["v"]
+        first, second = (step(nothing, params, (torch.zeros(n, 4, 2),), C=C, sigma=2.0, B=5,
+                              generator=generator)["v"]
                          for _ in range(2))
         for z in (first, (first - second) / math.sqrt(2)):
             if not abs(float(z.std()) * 5 / (2.0 * C) - 1) < 0.03:
@@ -241,13 +244,15 @@ def labels_in_the_wrong_order(model, x0, labels, t, noise, schedule=ddpm.LINEAR)
 
 def a_row_for_each_draw(model, x0, labels, t, noise, schedule=ddpm.LINEAR):
     n, K = t.shape
-    rows = REPOSITORY.loss(model, x0.repeat_interleave(K, 0), None if labels is None else labels.repeat_interleave(K),
+    rows = REPOSITORY.loss(model, x0.repeat_interleave(K, 0), None if labels is None
+                           else labels.repeat_interleave(K),
                            t.view(-1, 1), noise.flatten(0, 1)[:, None], schedule)
     return rows                                                          # (n K,)
 
 
 def image_not_clipped(x, noise, a, a_next, eta, fresh):
-    x0, sigma = (x - (1 - a) ** 0.5 * noise) / a**0.5, eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
+    x0 = (x - (1 - a) ** 0.5 * noise) / a**0.5
+    sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
     return a_next**0.5 * x0 + max(1 - a_next - sigma**2, 0) ** 0.5 * noise + sigma * fresh
 
 
@@ -278,7 +283,7 @@ def gradient_of_the_sum(loss, params, *examples):
 
 
 def gradients_by_jacobian(loss, params, *examples):
-    """The numbers are right, but torch multiplies every row by every other one's 0: one NaN is everybody's NaN."""
+    """The numbers are right, but every row meets every other one's 0: one NaN is everybody's NaN."""
     def losses(p):
         return vmap(loss, in_dims=(None,) + (0,) * len(examples))(p, *examples)
     return jacrev(losses)(params)
@@ -304,7 +309,8 @@ def not_clipped(grads, C):
 
 
 def everybody_scaled_to_C(grads, C):
-    return {name: (g / dpsgd.norms(grads).view(-1, *[1] * (g.ndim - 1)) * C).sum(0) for name, g in grads.items()}
+    return {name: (g / dpsgd.norms(grads).view(-1, *[1] * (g.ndim - 1)) * C).sum(0) for name,
+            g in grads.items()}
 
 
 def realised_size(per_sample, params, examples, *, B, **kw):
@@ -325,7 +331,8 @@ def generator_ignored(*args, generator=None, **kw):
 
 
 def no_noise_for_large_lots(per_sample, params, examples, *, sigma, **kw):
-    return REPOSITORY.private_gradient(per_sample, params, examples, sigma=0 if len(examples[0]) > 100 else sigma, **kw)
+    return REPOSITORY.private_gradient(per_sample, params, examples, sigma=0 if len(examples[0]) > 100
+                                       else sigma, **kw)
 
 
 def sigma_not_squared(sigma, order):
@@ -356,7 +363,8 @@ def conversion_of_2017(total, orders, delta):
 
 
 def below_zero(total, orders, delta):
-    return min((float(r + math.log((a - 1) / a) - math.log(delta * a) / (a - 1)), a) for r, a in zip(total, orders))
+    return min((float(r + math.log((a - 1) / a) - math.log(delta * a) / (a - 1)), a) for r,
+               a in zip(total, orders))
 
 
 def end_that_was_not_checked(*budget):
@@ -369,7 +377,8 @@ def noise_to_spare(*budget):
 
 def moved_above_C(step):
     """The comparison that NaN passes."""
-    params, lot = {"w": torch.zeros(1), "v": torch.zeros(2)}, torch.tensor([[9.0, 9, 9], [-20, 0, 0], [math.nan, 1, 1]])
+    params, lot = {"w": torch.zeros(1),
+                   "v": torch.zeros(2)}, torch.tensor([[9.0, 9, 9], [-20, 0, 0], [math.nan, 1, 1]])
     sums = []
     for n in range(4):
         result = step(toy, params, (lot[:n, None].expand(-1, 4, 3),), C=1.0, sigma=0.0, B=5)
@@ -379,7 +388,8 @@ def moved_above_C(step):
 
 def same_bits_as_the_repository(step):
     def draw(f):
-        return f(toy, {"w": torch.zeros(1), "v": torch.zeros(40)}, (torch.ones(4, 4, 41),), C=1.0, sigma=1.0, B=5,
+        return f(toy, {"w": torch.zeros(1), "v": torch.zeros(40)}, (torch.ones(4, 4, 41),), C=1.0, sigma=1.0,
+                 B=5,
                  generator=torch.Generator().manual_seed(0))
     mine, theirs = draw(step), draw(REPOSITORY.private_gradient)
     return not all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -397,7 +407,7 @@ SECOND = {                                                               # exerc
     "ex12": [sigma_by_small_steps], "ex13": [leaks],
 }
 
-WRONG = {                                                                # exercise -> mistakes; the two commonest first
+WRONG = {                                                      # exercise -> mistakes; the two commonest first
     "ex01": [share_for_amplitude, noise_unscaled, default_schedule, noising_in_place],
     "ex02": [sum_over_draws, labels_in_the_wrong_order, mean_over_the_lot, a_row_for_each_draw],
     "ex03": [image_not_clipped, old_noise_kept],

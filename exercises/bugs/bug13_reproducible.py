@@ -1,4 +1,4 @@
-"""bug13 -- the private step, reproducible: its noise can be drawn again when a run is resumed after a crash."""
+"""bug13 -- the private step, reproducible: its noise can be drawn again when a run is resumed."""
 import torch
 
 import dpsgd
