@@ -30,18 +30,15 @@ def rand(seed: int, *shape: int) -> Tensor:
 def noising():
     f, one = ddpm.q_sample, torch.ones(1, 1, 1, 1)
     yield on(f, "signal alone", "the signal is scaled by the ROOT of alpha_bar: alpha_bar is a share of "
-             "variance, not of "
-             "amplitude.", one, torch.tensor([500]), 0 * one)
+             "variance, not of amplitude.", one, torch.tensor([500]), 0 * one)
     yield on(f, "noise alone", "the noise is scaled by sqrt(1 - alpha_bar), so that the variances add up to "
              "1 at every t.",
              0 * one, torch.tensor([500]), one)
     yield on(f, "two images, each at its own t", "every image has its own t: alpha_bar[t] must meet the "
-             "image's "
-             "dimension, not its pixels: [..., None, None, None].",
+             "image's dimension, not its pixels: [..., None, None, None].",
              torch.ones(2, 1, 1, 2), torch.tensor([0, 999]), torch.ones(2, 1, 1, 2), on_shape=True)
     yield on(f, "another schedule", "use the schedule that is passed in: the model must be sampled on the "
-             "one it was "
-             "trained on.", one, torch.tensor([20]), one, COSINE)
+             "one it was trained on.", one, torch.tensor([20]), one, COSINE)
     yield on(f, "one image, three draws", "leading dimensions broadcast: the loss noises one image K times "
              "this way.",
              rand(0, 2, 1, 1, 2, 2), torch.tensor([[1, 2, 3], [500, 600, 999]]), rand(1, 2, 3, 1, 2, 2),
@@ -61,23 +58,20 @@ def knowing(x, t, labels):
 def losses():
     f, t = ddpm.loss, torch.tensor
     yield on(f, "one image, one draw", "noise the image, ask the model, square the difference to the noise, "
-             "average "
-             "over C, H, W.", half, torch.ones(1, 1, 1, 2), None, t([[500]]), rand(0, 1, 1, 1, 1, 2))
+             "average over C, H, W.", half, torch.ones(1, 1, 1, 2), None, t([[500]]), rand(0, 1, 1, 1, 1, 2))
     yield on(f, "one image, two draws", "an image's loss is the MEAN over its K draws. A sum makes its "
-             "gradient K times "
-             "as long; two rows for two draws make it count twice when rows are clipped: one image would "
-             "move the sum "
-             "by K C, the noise is for C.", half, torch.ones(1, 1, 1, 1), None, t([[100, 900]]),
+             "gradient K times as long; two rows for two draws make it count twice when rows are clipped: "
+             "one image would move the sum by K C, the noise is for C.",
+             half, torch.ones(1, 1, 1, 1), None, t([[100, 900]]),
              rand(1, 1, 2, 1, 1, 1),
              on_shape=True)
     yield on(f, "two images", "one number for each image, (n,), not one for the lot: what is not separate "
-             "cannot be clipped "
-             "separately.", half, rand(2, 2, 1, 1, 1), None, t([[100], [900]]), rand(3, 2, 1, 1, 1, 1),
+             "cannot be clipped separately.",
+             half, rand(2, 2, 1, 1, 1), None, t([[100], [900]]), rand(3, 2, 1, 1, 1, 1),
              on_shape=True)
     yield on(f, "two images with labels, two draws", "rows i K to i K + K - 1 belong to image i, so its "
-             "label is repeated K "
-             "times in a row (0, 0, 1, 1). In the order 0, 1, 0, 1 an image is trained with the label of "
-             "another.",
+             "label is repeated K times in a row (0, 0, 1, 1). In the order 0, 1, 0, 1 an image is trained "
+             "with the label of another.",
              knowing, rand(4, 2, 1, 1, 1), t([0, 1]), t([[100, 200], [300, 900]]), rand(5, 2, 2, 1, 1, 1))
     yield on(f, "another schedule", "pass the schedule on.", half, rand(6, 1, 1, 2, 2), None, t([[3]]),
              rand(7, 1, 1, 1, 2, 2), COSINE)
@@ -108,20 +102,19 @@ def jumps():
              "sees.",
              pixel(0.3), pixel(0.1), 0.25, 1.0, 0.0, pixel(9))
     yield on(f, "a jump half-way, eta = 0", "keep the image, scale it to the new level, and put the same "
-             "noise back at its "
-             "new strength sqrt(1 - a_next).", pixel(0.3), pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
+             "noise back at its new strength sqrt(1 - a_next).",
+             pixel(0.3), pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
     yield on(f, "a guess outside [-1, 1]", "the image is clipped first; the noise must then be computed "
-             "AGAIN, from the "
-             "clipped image, or the two no longer add up to x.", pixel(2), pixel(0.1), 0.25, 0.64, 0.0,
+             "AGAIN, from the clipped image, or the two no longer add up to x.",
+             pixel(2), pixel(0.1), 0.25, 0.64, 0.0,
              pixel(9))
     yield on(f, "eta = 1", "sigma of the fresh noise is taken from the old one: sqrt(1 - a_next - sigma^2), "
-             "so the variance "
-             "of the whole stays 1 - a_next.", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0, pixel(0.5))
-    yield on(f, "the last jump, eta = 1", "sigma is 0 at a_next = 1: no noise is added to the finished "
-             "image.",
+             "so the variance of the whole stays 1 - a_next.",
+             pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0, pixel(0.5))
+    yield on(f, "the last jump, eta = 1", "sigma is 0 at a_next = 1: no noise is added to a finished image.",
              pixel(0.3), pixel(0.1), 0.25, 1.0, 1.0, pixel(9))
-    yield on(f, "eta = 1.5", "here 1 - a_next - sigma^2 is below 0: max(..., 0) under the root, or the "
-             "image is NaN.",
+    yield on(f, "eta = 1.5", "here 1 - a_next - sigma^2 is below 0: max(..., 0) under the root, or the image "
+             "is NaN.",
              pixel(0.3), pixel(0.1), 0.25, 0.64, 1.5, pixel(0.5))
     for seed in range(4):
         a, a_next = (float(ddpm.LINEAR.alpha_bar[t]) for t in (900 - 200 * seed, 700 - 200 * seed))
@@ -162,12 +155,10 @@ def layers():
     yield on(f, "rank 1", "x goes through A (down to r numbers), then through B (up to d_out).",
              t([5., 7.]), eye, torch.zeros(2), t([[1., 0.]]), t([[0.], [2.]]), 1.0, 1)
     yield on(f, "lora_alpha = 3, r = 2", "the update is scaled by lora_alpha / r, not by lora_alpha: so "
-             "changing r does "
-             "not change its size, and a learning rate found at one rank serves at another.",
+             "changing r does not change its size, and a learning rate found at one rank serves at another.",
              t([1., 1.]), eye, t([1., 2.]), eye, eye, 3.0, 2)
     yield on(f, "3 in, 4 out, a batch of tokens", "x has any number of leading dimensions; vectors are in "
-             "the last one: "
-             "x @ W.mT.", rand(0, 2, 5, 3), *factors(1, 3, 4, 2), 2.0, 2, on_shape=True)
+             "the last one: x @ W.mT.", rand(0, 2, 5, 3), *factors(1, 3, 4, 2), 2.0, 2, on_shape=True)
 
 
 def merges():
@@ -202,41 +193,36 @@ def gradients():
              "each example.",
              squared, {"w": t(1.)}, t([3.]), on_shape=True)
     yield on(f, "two examples", "each example has its own row. One row (their sum or mean) is what "
-             "loss.backward() gives: "
-             "no one can be clipped in it any more.", squared, {"w": t(1.)}, t([1., 3.]), on_shape=True)
+             "loss.backward() gives: no one can be clipped in it any more.",
+             squared, {"w": t(1.)}, t([1., 3.]), on_shape=True)
     yield on(f, "an example that is NaN", "its row is NaN, the others are not touched: rows never meet "
-             "before they are "
-             "clipped.", squared, {"w": t(1.)}, t([1., math.nan, 2.]))
-    yield on(f, "two tensors, examples (x, y)", "in_dims needs one entry for each argument: None for "
-             "params, 0 for "
-             "every one of the examples, however many there are.",
+             "before they are clipped.", squared, {"w": t(1.)}, t([1., math.nan, 2.]))
+    yield on(f, "two tensors, examples (x, y)", "in_dims needs one entry for each argument: None for params, "
+             "0 for every one of the examples, however many there are.",
              affine, {"M": rand(0, 2, 3), "v": rand(1, 2)}, rand(2, 5, 3), rand(3, 5, 2))
 
 
 def clippings():
     f, t = dpsgd.clip_and_sum, torch.tensor
-    yield on(f, "a gradient shorter than C", "what is below the bound passes as it is: min(1, C / norm), "
-             "not C / norm. "
-             "To scale everything to C would still be private, but tells Adam nothing about how certain an "
-             "image is.",
+    yield on(f, "a gradient shorter than C", "what is below the bound passes as it is: min(1, C / norm), not "
+             "C / norm. To scale everything to C would still be private, but tells Adam nothing about how "
+             "certain an image is.",
              {"a": t([[0.3, 0.4]])}, 1.0)
     yield on(f, "a gradient longer than C", "it keeps its direction and is scaled to norm C.",
              {"a": t([[3., 4.]])}, 1.0)
     yield on(f, "two gradients", "each is clipped by its OWN norm, then they are added. Clip the sum "
-             "instead, and one "
-             "image can turn all of it round: its presence is visible however large the lot.",
+             "instead, and one image can turn all of it round: its presence shows however large the lot.",
              {"a": t([[3., 4.], [0.3, 0.4]])}, 1.0)
     yield on(f, "two tensors", "the norm is over all tensors jointly: 5 here. Tensor by tensor, one image "
-             "moves the sum "
-             "by C in each of L tensors, in all sqrt(L) C, and the noise is too weak by that factor.",
+             "moves the sum by C in each of L tensors, in all sqrt(L) C, and the noise is too weak by that "
+             "factor.",
              {"a": t([[3., 0.]]), "b": t([[[4.]]])}, 1.0)
     yield on(f, "a gradient of zero", "0 / 0 is NaN: C / 0 = inf, and min(1, inf) = 1 leaves the zero alone.",
              {"a": torch.zeros(1, 2)}, 1.0)
     for strange in (math.nan, math.inf):
         yield on(f, f"one example is {strange}", "it counts as zero and the other example is still there. A "
-                 "sum that turns "
-                 "NaN tells everybody that this image took part; and 0 * NaN is NaN, so a factor 0 is not "
-                 "enough.",
+                 "sum that turns NaN tells everybody that this image took part; and 0 * NaN is NaN, so a "
+                 "factor 0 is not enough.",
                  {"a": t([[strange, 1.], [0.3, 0.4]])}, 1.0)
     yield on(f, "C = 0", "a bound of 0 has no meaning: say so with a ValueError.", {"a": t([[3., 4.]])}, 0.0)
     yield on(f, "C = inf", "no clipping, for a baseline without privacy: the plain sum.",
@@ -279,11 +265,10 @@ def steps():
     def say(title, means, examples, **kw):
         return on(f, title, means, rows, PARAMS, examples, **kw)
     yield say("one image of four expected", "divide by the DECLARED B. The realised lot size is private: an "
-              "image that "
-              "joins would change what all others count for.", lot(0.3, 0.4, 0), C=1.0, sigma=0.0, B=4.0)
+              "image that joins would change what all others count for.",
+              lot(0.3, 0.4, 0), C=1.0, sigma=0.0, B=4.0)
     yield say("an empty lot, no noise", "nobody was sampled: the sum is zero, in the shapes of params, and "
-              "per_sample "
-              "is not called.", lot(), C=1.0, sigma=0.0, B=4.0, on_shape=True)
+              "per_sample is not called.", lot(), C=1.0, sigma=0.0, B=4.0, on_shape=True)
     yield say("a long gradient and a short one", "clip each image to C before adding.",
               lot(3, 4, 0, 0.3, 0.4, 0), C=1.0,
               sigma=0.0, B=4.0)
@@ -307,8 +292,8 @@ def steps():
     # 400,000 draws know their standard deviation to 0.11%, 60,000 to 0.3%
     for n, numbers, chunk, tolerance, means in (
             (1, 400_000, 2, 0.005, "B times the result holds noise of std sigma C. With sigma alone it does "
-             "not fit the "
-             "clipping; with a little less than sigma C the epsilon is not the one that was promised."),
+             "not fit the clipping; with a little less than sigma C the epsilon is not the one that was "
+             "promised."),
             (0, 400_000, 2, 0.005, "the noise comes also where nobody was sampled: a result without it says "
              "just that."),
             (100, 400_000, 40, 0.005, "noise is drawn once a step. Once a chunk, its amount tells the lot's "
@@ -326,10 +311,8 @@ def steps():
         _, generator = noise_of(f, 0, 1, 1000)
         return not torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
     yield Case("the generator after a step", "the noise must come from the generator that was passed in, "
-               "which the "
-               "operating system has seeded: pass it on as generator=generator. torch's global one has a "
-               "seed of 32 bits or, "
-               "after torch.manual_seed, one that everybody knows.",
+               "which the operating system has seeded: pass it on as generator=generator. torch's global one "
+               "has a seed of 32 bits or, after torch.manual_seed, one that everybody knows.",
                dict(measured="has the generator been used?"),
                moved, expected=True)
 
@@ -346,8 +329,8 @@ def steps():
     def two_tensors(f):
         return torch.corrcoef(torch.stack(list(noise_of(f, 0, 1, 40_000)[0].values())))[0, 1].item()
     yield Case("the noise of two tensors", "it must be independent in every coordinate: otherwise some "
-               "combination of the "
-               "weights is published without noise.", dict(measured="correlation"), two_tensors, (0.0, 0.06),
+               "combination of the weights is published without noise.",
+               dict(measured="correlation"), two_tensors, (0.0, 0.06),
                expected=0.0)
     for wrong in (dict(B=0.0), dict(B=4.0, chunk=0)):
         yield say(f"{wrong}", "settings without meaning are refused, with a ValueError.", lot(1, 1, 1),
@@ -385,17 +368,16 @@ def integrals():
     yield say("q = 0", "nobody is ever sampled: 0. The logarithm of q must not be taken here.", 0.0, 1.0, 2.0)
     yield say("no noise", "infinity.", 0.1, 0.0, 2.0)
     yield say("q = 1/2, order 2", "log(1 + q^2 (e^(1/sigma^2) - 1)). If yours is q^2 a / (2 sigma^2): that "
-              "is smaller than "
-              "the truth, and an epsilon from it is a promise that does not hold.", 0.5, 1.0, 2.0)
+              "is smaller than the truth, and an epsilon from it is a promise that does not hold.",
+              0.5, 1.0, 2.0)
     yield say("a real order", "orders are real numbers: the best one is rarely whole, and no binomial sum "
               "helps here.",
               0.3, 0.5, 1.5)
-    yield say("little noise, a high order", "exp overflows: keep the logarithm of the integrand, add up "
-              "with logsumexp; and "
-              "reach as far as z = a + 14 sigma, where the mass of the integrand is.", 0.3, 0.5, 64.0)
+    yield say("little noise, a high order", "exp overflows: keep the logarithm of the integrand, add up with "
+              "logsumexp; and reach as far as z = a + 14 sigma, where the mass of the integrand is.",
+              0.3, 0.5, 64.0)
     yield say("sigma = 0.2", "the integrand has features of width sigma^2: a grid of step sigma / 25 "
-              "suffices, one of "
-              "1/10 does not.", 0.04, 0.2, 4.3)
+              "suffices, one of 1/10 does not.", 0.04, 0.2, 4.3)
     yield say("much noise", "a large sigma needs a wide grid: its ends are 14 SIGMA away.", 0.4, 12.0, 59.1)
     yield say("a small rate", "q = 0.001 is ordinary in practice.", 0.001, 0.7, 12.3)
     for wrong in ((1.5, 1.0, 2.0), (0.5, -1.0, 2.0), (0.5, 1.0, 1.0)):
@@ -405,8 +387,7 @@ def integrals():
 def conversions():
     f = accountant.to_epsilon
     yield on(f, "one order", "the formula itself. If you have RDP - log(delta) / (a - 1): that is Mironov's "
-             "of 2017, valid, "
-             "but it gives away a tenth of epsilon.", [1.0], [8.0], 1e-5)
+             "of 2017, valid, but it gives away a tenth of epsilon.", [1.0], [8.0], 1e-5)
     yield on(f, "two orders", "each order proves an epsilon and all of them hold: the smallest is yours.",
              [0.5, 2.0], [4.0, 16.0], 1e-5)
     yield on(f, "almost nothing spent, a large delta", "the formula goes below 0 here; epsilon does not.",
@@ -418,8 +399,7 @@ def conversions():
     for total, order, delta in (([1.0], [2.0], 0.0), ([1.0], [1.0], 1e-5), ([-1.0], [2.0], 1e-5),
                                 ([math.nan], [2.0], 1e-5)):
         yield on(f, "numbers without meaning", "a delta outside (0, 1), an order of 1, an RDP below 0 or "
-                 "NaN: ValueError, "
-                 "not a figure that looks like a guarantee.", total, order, delta)
+                 "NaN: ValueError, not a figure that looks like a guarantee.", total, order, delta)
 
 
 def calibrations():
@@ -441,9 +421,8 @@ def calibrations():
                 return f"{wasted:.1%} more noise than needed"
             return "keeps the budget, wastes at most 1%"
         yield Case(title, "return the end of the bracket that was CHECKED to keep the budget. Spending more "
-                   "than was "
-                   "promised breaks the promise, however little it is; noise beyond what is needed costs "
-                   "quality.",
+                   "than was promised breaks the promise, however little it is; noise beyond what is needed "
+                   "costs quality.",
                    dict(zip(names, args)), verdict)
     f = accountant.calibrate
     yield on(f, "no steps", "nothing is released, no noise is needed: 0.", 1.0, 1e-5, 0.1, 0)
@@ -496,31 +475,26 @@ STEPS = [                                                     # what it is, step
     ("the repository's step", RIGHT, False, "nothing is wrong with it; a test that cries wolf is switched "
      "off."),
     ("another correct step", another_right_step, False, "it draws its noise in another order, which is just "
-     "as good: test "
-     "the guarantee (distances, standard deviations), not the bits."),
+     "as good: test the guarantee (distances, standard deviations), not the bits."),
     ("a step that clips at 2C", twice_C, True, "one image moves the sum by 2C. Does your longest gradient "
      "exceed 2C?"),
-    ("a step that clips K draws one by one", draws_apart, True, "the published code: one image moves the "
-     "sum by up to K C. "
-     "Give it an image whose K draws point the same way."),
-    ("a step that divides by the realised lot", step_of(2), True, "compare a lot with and without one "
-     "image, B not its size."),
+    ("a step that clips K draws one by one", draws_apart, True, "the published code: one image moves the sum "
+     "by up to K C. Give it an image whose K draws point the same way."),
+    ("a step that divides by the realised lot", step_of(2), True,
+     "compare a lot with and without one image, B not its size."),
     ("a step that clips the lot's mean", step_of(3), True, "one image can turn it all round: add one that "
      "points back."),
-    ("a step that clips each tensor on its own", step_of(4), True, "one image moves the sum by sqrt(2) C: "
-     "give it a gradient "
-     "that is long in both tensors of `toy`."),
+    ("a step that clips each tensor on its own", step_of(4), True,
+     "one image moves the sum by sqrt(2) C: give it a gradient that is long in both tensors of `toy`."),
     ("a step whose noise lacks the factor C", step_of(5), True, "at C = 10 the noise is ten times too weak "
-     "for its epsilon. "
-     "(At C < 1 it is too strong, and nothing is learnt.)"),
+     "for its epsilon. (At C < 1 it is too strong, and nothing is learnt.)"),
     ("a step without noise for an empty lot", step_of(7), True, "a result of exactly 0 says that nobody was "
      "sampled."),
     ("a step that keeps a NaN example", step_of(9), True, "one NaN image makes the whole result NaN: its "
-     "presence is "
-     "published. Every comparison with NaN is False: `not moved <= C` catches it, `moved > C` does not."),
+     "presence is published. Every comparison with NaN is False: `not moved <= C` catches it, `moved > C` "
+     "does not."),
     ("a step with the same noise every time", step_of(13), True, "call it twice with one generator: the "
-     "difference has no "
-     "noise."),
+     "difference has no noise."),
 ]
 
 

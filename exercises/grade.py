@@ -1,4 +1,4 @@
-"""grade.py -- your function beside the repository's own, smallest input first; the first difference explained.
+"""grade.py -- your function beside the repository's own, smallest input first; the first difference is told.
 
 A case is an input, a way to run it, and what a difference there would mean. cases.py has all cases.
 While your function runs, the repository's own answer is out of order: it is the one that you are to write.

@@ -134,8 +134,7 @@ def hand_in(folder, name: str, body: str):
 
 OWN_WORDS = [                                                          # exercise, body, what the message says
     ("ex01_noising", "pass", "your function returned nothing"),
-    ("ex01_noising", "return x0 + undefined", "your code stopped at line {line} of ex01_noising.py: "
-     "NameError"),
+    ("ex01_noising", "return x0 + oops", "your code stopped at line {line} of ex01_noising.py: NameError"),
     ("ex01_noising", "return (x0 +", "your file cannot be loaded at line {line} of ex01_noising.py: "
      "SyntaxError"),
     ("ex01_noising", "raise SystemExit(3)", "your code stopped at line {line} of ex01_noising.py: "
@@ -145,8 +144,8 @@ OWN_WORDS = [                                                          # exercis
     ("ex01_noising", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
     ("ex02_loss", "return noise.mean()", "got shape (), expected (1,)"),
     ("ex07_clipping", "return list(grads)", "got a list, expected a dict with the names ['a']"),
-    ("ex08_noisy_lot", "return clip_and_sum(per_sample(params, *examples), C) and {}", "got the names [], "
-     "expected ['w', 'v']"),
+    ("ex08_noisy_lot", "return clip_and_sum(per_sample(params, *examples), C) and {}",
+     "got the names [], expected ['w', 'v']"),
     ("ex11_to_epsilon", "return 2.214", "got a float, expected 2 values"),
     ("ex12_calibrate", "return 1.0, 2.0", "TypeError: the result is (1, 2), expected one number"),
     ("ex08_noisy_lot", "return {n: g / B for n, g in clip_and_sum(per_sample(params, *examples), C).items()}",
