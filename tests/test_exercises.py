@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import accountant
 import ddpm
 import dpsgd
 from conftest import ROOT
@@ -93,6 +94,22 @@ def test_the_teacher_has_two_mistakes_for_each_exercise_and_points_to_the_code()
         assert [row[2].strip("`") for row in rows(short)] == [f.__name__ for f in WRONG[short][:2]]
         if short != "ex13":
             assert {row[1].strip("`") for row in rows(short)} == {cases.EXERCISES[name].origin}
+
+
+def test_the_experiments_figures_are_the_accountants():
+    """Noise for the six settings of experiments.md, in the order of the key; and its norm for each rank."""
+    def sigma(epsilon, B, steps):
+        return accountant.calibrate(epsilon, 1e-5, B / 60_000, steps)
+    one = [sigma(10, 512, 110), sigma(1, 512, 110)]
+    assert f"sigma {one[0]:.3f} -> {one[1]:.3f}" in TEACHER
+    assert f"sigma is {sigma(10, 1024, 110):.3f} (B = 1024, K = 1) and {sigma(10, 128, 110):.3f} (B = 128" in TEACHER
+    many, few = sigma(1, 64, 600), sigma(1, 512, 75)
+    assert f"sigma {many:.3f} (B = 64, 600 steps) and {few:.3f} (B = 512, 75 steps)" in TEACHER
+    assert f"sigma / B {many / 64:.4f} and {few / 512:.4f}" in TEACHER
+    weights = [2_240, 6_848, 25_280, 662_692]
+    norms = [f"{one[0] * math.sqrt(n) / 512:.2f}" for n in weights]
+    assert f"{weights[0]:,}, {weights[1]:,}, {weights[2]:,} and, full, {weights[3]:,} weights" in TEACHER
+    assert f"noise of norm {', '.join(norms)} C" in TEACHER
 
 
 def test_the_right_test_tells_leaking_steps_from_correct_ones():
