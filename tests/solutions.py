@@ -299,7 +299,7 @@ def clip_tensor_by_tensor(grads, C):
 def nan_times_zero(grads, C):
     if not C > 0:
         raise ValueError
-    norm = dpsgd.norms(grads)
+    norm = dpsgd.norms(grads).float()
     factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)
     return {name: (factor @ g.flatten(1)).view(g.shape[1:]) for name, g in grads.items()}
 
@@ -309,8 +309,8 @@ def not_clipped(grads, C):
 
 
 def everybody_scaled_to_C(grads, C):
-    return {name: (g / dpsgd.norms(grads).view(-1, *[1] * (g.ndim - 1)) * C).sum(0) for name,
-            g in grads.items()}
+    factor = C / dpsgd.norms(grads).float()                              # (n,)
+    return {name: (factor @ g.flatten(1)).view(g.shape[1:]) for name, g in grads.items()}
 
 
 def realised_size(per_sample, params, examples, *, B, **kw):

@@ -102,7 +102,8 @@ def test_the_experiments_figures_are_the_accountants():
         return accountant.calibrate(epsilon, 1e-5, B / 60_000, steps)
     one = [sigma(10, 512, 110), sigma(1, 512, 110)]
     assert f"sigma {one[0]:.3f} -> {one[1]:.3f}" in TEACHER
-    assert f"sigma is {sigma(10, 1024, 110):.3f} (B = 1024, K = 1) and {sigma(10, 128, 110):.3f} (B = 128" in TEACHER
+    large, small = sigma(10, 1024, 110), sigma(10, 128, 110)
+    assert f"sigma is {large:.3f} (B = 1024, K = 1) and {small:.3f} (B = 128, K = 8)" in TEACHER
     many, few = sigma(1, 64, 600), sigma(1, 512, 75)
     assert f"sigma {many:.3f} (B = 64, 600 steps) and {few:.3f} (B = 512, 75 steps)" in TEACHER
     assert f"sigma / B {many / 64:.4f} and {few / 512:.4f}" in TEACHER

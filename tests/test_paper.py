@@ -17,7 +17,7 @@ def test_every_block_of_code_names_its_file():
 @pytest.mark.parametrize("file, line", QUOTED, ids=[f"{file}-{i}" for i, (file, _) in enumerate(QUOTED)])
 def test_a_quoted_line_stands_in_its_file_once(file, line):
     lines = [one.strip() for one in (ROOT / file).read_text().splitlines()]
-    assert lines.count(line) == 1, f"docs/paper.md quotes from {file}, which has it {lines.count(line)} times: {line}"
+    assert lines.count(line) == 1, f"docs/paper.md quotes {line}; {file} has it {lines.count(line)} times"
 
 
 def test_every_section_has_its_five_parts():

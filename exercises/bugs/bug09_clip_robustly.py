@@ -14,6 +14,6 @@ def clip_and_sum(grads, C):
     factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)    # (n,)
     total = {}
     for name, g in grads.items():
-        rows = factor[:, None] * g.flatten(1).float()                    # (n, numbers)
+        rows = factor[:, None] * g.flatten(1).to(norm.dtype)             # (n, numbers)
         total[name] = rows.sum(0).view(g.shape[1:])
     return total
