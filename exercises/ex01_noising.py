@@ -1,4 +1,4 @@
-"""ex01 -- noise an image: x_0 -> x_t in one jump.                                         [DDPM Eq. 4; 5 minutes]
+"""ex01 -- noise an image: x_0 -> x_t in one jump.                                     [DDPM Eq. 4; 5 minutes]
 
 The forward process adds a little Gaussian noise, step after step. Gaussians compose, so t steps are one:
 

@@ -1,12 +1,15 @@
-"""ex02 -- one loss for each image, from K draws.                       [DDPM Eq. 14; DP-LoRA Alg. 1; 15 minutes]
+"""ex02 -- one loss for each image, from K draws.                    [DDPM Eq. 14; DP-LoRA Alg. 1; 15 minutes]
 
-A single draw of (t, noise) says little about an image, and DP-SGD adds noise of its own. So look at each image K times:
+A single draw of (t, noise) says little about an image, and DP-SGD adds noise of its own. So look at each
+image K times:
 
     loss_i = (1/K) sum_k  || noise_ik - model(x_t_ik, t_ik, label_i) ||^2 / (CHW)
 
-The mean over k is taken HERE, inside the loss of image i. One image then has ONE loss, one gradient, and is clipped once:
-K draws cost no privacy. (The published code makes n K rows of it and clips each. You will meet that mistake again.)
-Hint:     x0[:, None] broadcasts against K draws; the model wants (n K, C, H, W), rows i K .. i K + K - 1 being image i
+The mean over k is taken HERE, inside the loss of image i. One image then has ONE loss, one gradient, and is
+clipped once: K draws cost no privacy. (The published code makes n K rows of it and clips each. You will meet
+that mistake again.)
+Hint:     x0[:, None] broadcasts against K draws; the model wants (n K, C, H, W), rows i K .. i K + K - 1
+          being image i
 Grade:    python -m pytest exercises -k ex02
 """
 from torch import Tensor
@@ -14,8 +17,9 @@ from torch import Tensor
 from ddpm import LINEAR, Schedule, q_sample
 
 
-def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
-    """Each image's loss: the mean over its K draws of ||noise - model(x_t, t, label)||^2 / (CHW).  [DDPM Eq. 14]
+def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor,
+         schedule: Schedule = LINEAR) -> Tensor:
+    """Each image's loss: the mean over K draws of ||noise - model(x_t, t, label)||^2 / (CHW).  [DDPM Eq. 14]
 
     Shapes:  x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
              model(x (m, C, H, W), t (m,), labels (m,) or None) -> (m, C, H, W)

@@ -1,10 +1,10 @@
-"""ex04 -- a LoRA layer: a frozen matrix and a small update.                        [LoRA Sec. 4.1; 10 minutes]
+"""ex04 -- a LoRA layer: a frozen matrix and a small update.                       [LoRA Sec. 4.1; 10 minutes]
 
     y = W x + b + (lora_alpha / r) B A x,      A: (r, d_in), B: (d_out, r)
 
 W and b are public and frozen. Only A and B meet private data: r (d_in + d_out) numbers instead of d_in d_out.
-DP-SGD adds noise to every trainable number, so fewer numbers mean noise of a smaller norm: sigma C sqrt(count).
-B starts at zero: before the first step the layer is the public one, exactly.
+DP-SGD adds noise to every trainable number, so fewer numbers mean noise of a smaller norm: sigma C
+sqrt(count). B starts at zero: before the first step the layer is the public one, exactly.
 Look at:  `python lora.py`
 Hint:     x holds vectors in its LAST dimension, so it is x @ W.mT; never form B A, (x A^T) B^T is cheaper
 Grade:    python -m pytest exercises -k ex04
@@ -13,9 +13,10 @@ from torch import Tensor
 
 
 def lora_forward(x: Tensor, W: Tensor, b: Tensor, A: Tensor, B: Tensor, lora_alpha: float, r: int) -> Tensor:
-    """W x + b + (lora_alpha / r) B A x, as lora.LoRALinear.forward.                   [LoRA, Hu et al. 2021, Sec. 4.1]
+    """W x + b + (lora_alpha / r) B A x, as lora.LoRALinear.forward.          [LoRA, Hu et al. 2021, Sec. 4.1]
 
     Shapes:  x (..., d_in), W (d_out, d_in), b (d_out,), A (r, d_in), B (d_out, r) -> (..., d_out)
-    Example: W = I, b = 0, A = [[1, 0]], B = [[0], [2]], lora_alpha = 3, r = 1, x = (5, 7) -> (5, 7 + 3 * 2 * 5) = (5, 37)
+    Example: W = I, b = 0, A = [[1, 0]], B = [[0], [2]], lora_alpha = 3, r = 1, x = (5, 7) -> (5, 7 + 3 * 2 *
+             5) = (5, 37)
     """
     raise NotImplementedError                                            # about 1 line

@@ -1,9 +1,10 @@
-"""ex06 -- one gradient for each example.                                         [DP-SGD Alg. 1, line 6; 15 minutes]
+"""ex06 -- one gradient for each example.                                  [DP-SGD Alg. 1, line 6; 15 minutes]
 
     g_i = gradient of loss(params, example_i) with respect to params,      i = 1 .. n
 
-loss.backward() gives the SUM over the lot, in which nobody can be clipped any more. torch.func has what we need:
-grad(f) is the function that computes f's gradient (by its first argument), vmap(f) the one that runs f on each row.
+loss.backward() gives the SUM over the lot, in which nobody can be clipped any more. torch.func has what we
+need: grad(f) is the function that computes f's gradient (by its first argument), vmap(f) the one that runs f
+on each row.
 Look at:  `python dpsgd.py`, which checks it against a loop
 Hint:     in_dims says which arguments are cut into rows: None (whole) for params, 0 for each of the examples
 Grade:    python -m pytest exercises -k ex06

@@ -1,9 +1,10 @@
-"""ex11 -- from RDP to the (epsilon, delta) that one may print.         [Canonne, Kamath, Steinke 2020, Prop. 12; 10 minutes]
+"""ex11 -- from RDP to the (epsilon, delta) that one may print.   [Canonne et al. 2020, Prop. 12; 10 minutes]
 
     epsilon = min over a of   RDP(a) + log((a - 1)/a) - (log(delta) + log(a)) / (a - 1)
 
-RDP(a) is the TOTAL over all steps. Every order a proves its own epsilon, and all of them hold: take the smallest.
-Small orders are good for large epsilons, large orders for small ones: that is why one computes many.
+RDP(a) is the TOTAL over all steps. Every order a proves its own epsilon, and all of them hold: take the
+smallest. Small orders are good for large epsilons, large orders for small ones: that is why one computes
+many.
 Look at:  `python accountant.py`, the column "best order"
 Hint:     numpy arrays, argmin
 Grade:    python -m pytest exercises -k ex11
@@ -16,7 +17,7 @@ import numpy as np                                                       # noqa:
 def to_epsilon(rdp_total, orders, delta: float) -> tuple[float, float]:
     """(epsilon, best order): the smallest epsilon that any of the orders proves.
 
-        epsilon = min_a RDP(a) + log((a - 1)/a) - (log(delta) + log(a)) / (a - 1)      [Canonne et al. 2020, Prop. 12]
+        epsilon = min_a RDP(a) + log((a - 1)/a) - (log(delta) + log(a)) / (a - 1)    [Canonne et al. 2020]
 
     Shapes:  rdp_total: the composed RDP at orders, both (n,); epsilon is never below 0
     Errors:  delta outside (0, 1), an order <= 1, a negative or NaN RDP -> ValueError

@@ -1,16 +1,19 @@
-"""ex12 -- how much noise for a given epsilon?                                              [DP-LoRA Sec. 5; 20 minutes]
+"""ex12 -- how much noise for a given epsilon?                                    [DP-LoRA Sec. 5; 20 minutes]
 
 The user names epsilon, delta, q and the number of steps; the noise multiplier sigma follows:
 
     sigma = min { s : epsilon(q, s, steps, delta) <= target }
 
-epsilon falls as sigma grows, so bisection finds it. Which END of the last bracket do you return? One of the two has been
-checked to keep the budget; the other spends more than was promised, if only in the sixth digit. A promise is a promise.
+epsilon falls as sigma grows, so bisection finds it. Which END of the last bracket do you return? One of the
+two has been checked to keep the budget; the other spends more than was promised, if only in the sixth digit.
+A promise is a promise.
 Look at:  python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200
-Hint:     double an upper bound until it is private enough; bisect until high < 1.001 low; accountant.epsilon(...)[0]
-Grade:    python -m pytest exercises -k ex12      (it accepts up to 1% too much noise, and not a hair too little)
+Hint:     double an upper bound until it is private enough; bisect until high < 1.001 low;
+          accountant.epsilon(...)[0]
+Grade:    python -m pytest exercises -k ex12      (it accepts up to 1% too much noise, and not a hair too
+          little)
 """
-import accountant                                                        # noqa: F401   accountant.calibrate is not the idea
+import accountant                                  # noqa: F401   accountant.calibrate is not the idea
 
 
 def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:

@@ -1,14 +1,16 @@
-"""ex13 -- write the test that catches a leak.                                  [DP-SGD Alg. 1, from outside; 45 minutes]
+"""ex13 -- write the test that catches a leak.                       [DP-SGD Alg. 1, from outside; 45 minutes]
 
 The guarantee of one step has two halves, and both can be seen from outside, by calling the step:
 
     sensitivity   || B step(lot + one image) - B step(lot) ||  <=  C   with sigma = 0, for EVERY lot and image
-    noise         B step(lot) - B step(lot with sigma = 0)  ~  N(0, (sigma C)^2 I), fresh in every step, for EVERY lot
+    noise         B step(lot) - B step(lot, sigma = 0)  ~  N(0, (sigma C)^2 I), fresh in every step, EVERY lot
 
-Your function gets a step with the signature of dpsgd.private_gradient and says whether it breaks one of them. The grader
-has correct steps (the repository's, and one that draws its noise otherwise: no comparing of bits) and nine leaking ones.
-Hint:     short and long gradients (both entries of `toy`), no image at all, a NaN image, K draws that point the same way;
-          noise: some thousand numbers, C = 10 as well as C = 0.01, an empty lot, two steps in a row
+Your function gets a step with the signature of dpsgd.private_gradient and says whether it breaks one of them.
+The grader has correct steps (the repository's, and one that draws its noise otherwise: no comparing of bits)
+and nine leaking ones.
+Hint:     short and long gradients (both entries of `toy`), no image at all, a NaN image, K draws that point
+          the same way; noise: some thousand numbers, C = 10 as well as C = 0.01, an empty lot, two steps in a
+          row
 Grade:    python -m pytest exercises -k ex13
 """
 from typing import Callable
@@ -17,7 +19,7 @@ import torch
 
 
 def toy(params: dict, x: torch.Tensor) -> dict:
-    """x (n, K, d), n images with K draws; the gradient of image i is the mean of its K rows, in two tensors."""
+    """x (n, K, d), n images with K draws; image i's gradient is the mean of its K rows, in two tensors."""
     mean = x.mean(1)
     return {"w": mean[:, :1], "v": mean[:, 1:]}
 

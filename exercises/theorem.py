@@ -1,16 +1,19 @@
-"""theorem.py -- put a bug in the place of the repository's function, run a theorem of tests/ on it: does it die?
+"""theorem.py -- put a bug in the place of the repository's function, run a theorem on it: does it die?
 
-A theorem that never dies proves nothing. Each pair of a bug and a theorem is run for real, in a process of its own.
+A theorem that never dies proves nothing. Each bug meets each theorem for real, in another process.
 
-  $ python exercises/theorem.py bug02_mean_gradient test_lots_are_poisson        # pairs; prints what became of each
+  $ python exercises/theorem.py bug02_mean_gradient test_lots_are_poisson  # pairs; prints what became of each
+  $ python exercises/theorem.py bug02_mean_gradient test_dpsgd.py                # all theorems of a file
 """
 import contextlib
+import functools
 import importlib
 import io
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,62 +22,121 @@ from grade import HERE, ROOT, load
 BUGS = sorted(p.stem for p in (HERE / "bugs").glob("bug*.py"))
 
 
-def answers() -> dict[str, str]:
-    return load(HERE / "bugs" / "answers.py").ANSWERS
+def answers(folder: Path = HERE) -> dict[str, str]:
+    """bug -> what was answered, "" where nothing was; from a hand-in's answers.py, in it or in its bugs/."""
+    file = next((p for p in (folder / "bugs" / "answers.py", folder / "answers.py") if p.exists()), None)
+    given = load(file).ANSWERS if file else {}
+    return {bug: str(given.get(bug, "")).strip() for bug in BUGS}
+
+
+def replaced(bug: str) -> str:
+    """The function that the bug stands in for: "dpsgd.private_gradient"."""
+    return load(HERE / "bugs" / f"{bug}.py").STANDS_IN_FOR
 
 
 @contextlib.contextmanager
-def installed(bug: str):
-    """While this lasts, the function that the bug stands in for IS the bug. Yields (the right one, the wrong one)."""
+def installed(bug: str, calls: list | None = None):
+    """While this lasts, the function that the bug stands in for IS the bug; each call adds to `calls`.
+
+    Yields (the right one, the wrong one).
+    """
     module = load(HERE / "bugs" / f"{bug}.py")
     place, name = module.STANDS_IN_FOR.split(".")
     home = importlib.import_module(place)
     right, wrong = getattr(home, name), getattr(module, name)
-    setattr(home, name, wrong)
+    calls = [] if calls is None else calls
+
+    @functools.wraps(wrong)
+    def stand_in(*args, **kw):
+        calls.append(bug)
+        return wrong(*args, **kw)
+    setattr(home, name, stand_in)
+    exchange(right, stand_in)
     try:
-        yield right, wrong
+        yield right, stand_in
     finally:
         setattr(home, name, right)
+        exchange(stand_in, right)                           # also in tests that were first imported meanwhile
+
+
+def exchange(old, new) -> None:
+    """Tests that imported the function by name (`from accountant import rdp`) get the other one, too."""
+    for module in list(sys.modules.values()):
+        if str(vars(module).get("__file__")).startswith(str(ROOT / "tests")):
+            for name in [name for name, value in vars(module).items() if value is old]:
+                setattr(module, name, new)
 
 
 class Witness:
-    """A pytest plugin: brings the bug also to tests that imported the function by name; notes how each case ended."""
+    """A pytest plugin that notes how each case ended.
 
-    def __init__(self, right, wrong, patch):
-        self.right, self.wrong, self.patch, self.deaths, self.cases = right, wrong, patch, [], 0
+    A case whose assertion fails is a death. One that ends in any other exception is a crash: a program that
+    stops publishes nothing, so a crash says nothing about privacy.
+    """
 
-    def pytest_collection_modifyitems(self, items):
-        for module in {item.module for item in items}:
-            for name in [name for name, value in vars(module).items() if value is self.right]:
-                self.patch.setattr(module, name, self.wrong)
+    def __init__(self, calls: list):
+        self.calls = calls                                               # of the bug, in the case that runs
+        self.fates = {}                                          # theorem -> its cases, as (fate, why, calls)
 
-    def pytest_runtest_logreport(self, report):
-        self.cases += report.when == "call"
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = crash.message if crash else str(report.longrepr)
-            self.deaths.append(f"{report.nodeid.split('::')[1]}: {text.splitlines()[0]}")
+    def pytest_runtest_setup(self, item):
+        self.calls.clear()
+        if any(fate == "died" for fate, _, _ in self.fates.get(item.originalname, [])):
+            pytest.skip("one dead case is enough")
+
+    def pytest_runtest_makereport(self, item, call):
+        error = call.excinfo
+        fate, why = "survived", ""
+        if error is None and call.when != "call":
+            return
+        if error is not None:
+            if error.errisinstance(pytest.skip.Exception):
+                return
+            fate = "died" if error.errisinstance((AssertionError, pytest.fail.Exception)) else "crashed"
+            why = f"{item.name}: {error.exconly().splitlines()[0]}"
+        self.fates.setdefault(item.originalname, []).append((fate, why, len(self.calls)))
 
 
-def run(bug: str, name: str) -> tuple[str, str]:
-    """("died", why), ("survived", in how many cases) or ("unknown", ...): one theorem on one bug, in this process."""
-    name = name.split("::")[-1].split("[")[0].strip()
-    homes = [p for p in sorted((ROOT / "tests").glob("test_*.py"))
-             if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
-    if not homes:
-        return "unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' tests/*.py` lists their names"
-    with installed(bug) as (right, wrong), pytest.MonkeyPatch.context() as patch:
-        witness = Witness(right, wrong, patch)
+def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
+    """One theorem's fate: died if one of its cases did; else crashed, survived, or was never concerned."""
+    for fate in ("died", "crashed"):
+        for case in cases:
+            if case[0] == fate:
+                return fate, case[1]
+    calls = sum(case[2] for case in cases)
+    if calls == 0:
+        return "unconcerned", "0 calls"
+    return "survived", f"{calls} call{'s' * (calls != 1)} in {len(cases)} case{'s' * (len(cases) != 1)}"
+
+
+def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
+    """theorem -> (fate, why) for the theorems that pytest finds at `targets`, in this process."""
+    calls = []
+    witness = Witness(calls)
+    with installed(bug, calls):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            pytest.main([f"{homes[0]}::{name}", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}"],
-                        plugins=[witness])
-    if witness.deaths:
-        return "died", witness.deaths[0]
-    return "survived", f"{witness.cases} case{'s' * (witness.cases != 1)}"
+            pytest.main([*targets, "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[witness])
+    return {name: summary(cases) for name, cases in witness.fates.items()}
+
+
+def run(bug: str, names: list[str]) -> dict[str, tuple[str, str]]:
+    """theorem -> (fate, why), on one bug, in this process; "unknown" for what is no theorem."""
+    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem != "test_exercises"]
+    homes = {name: [p for p in files if re.search(rf"^def {re.escape(name)}\(", p.read_text(), re.M)]
+             for name in names}
+    found = fates_on(bug, [f"{home}::{name}" for name in names
+                           for home in homes[name]]) if any(homes.values()) else {}
+    for name in names:
+        if not homes[name]:
+            found[name] = ("unknown", f"tests/ has no theorem called {name!r}; `grep -n 'def test_' "
+                           f"tests/*.py` lists them")
+        elif name not in found:
+            found[name] = ("unknown", f"{name} did not run: try `python -m pytest "
+                           f"{homes[name][0].relative_to(ROOT)}`")
+    return found
 
 
 def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """`run` for each (bug, theorem), all in one fresh process: no bug can linger in this one."""
+    """(fate, why) for each (bug, theorem), all in one fresh process: no bug can linger in this one."""
     done = subprocess.run([sys.executable, __file__, "--json", *(word for pair in pairs for word in pair)],
                           capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -84,27 +146,56 @@ def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def check(given: dict[str, str]) -> dict[str, tuple[str, str]]:
     """bug -> ("done", "blank" or "wrong", message) for the theorem that the student named."""
-    pairs = [(bug, name) for bug, name in given.items() if name.strip()]
-    fates = dict(zip([bug for bug, _ in pairs], judge(pairs))) if pairs else {}
-    results = {}
-    for bug, name in given.items():
-        short = bug[:5]
-        fate, why = fates.get(bug, ("", ""))
-        results[bug] = {
-            "": ("blank", f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the guarantee, and "
-                          f"write the name of the theorem that dies of it into exercises/bugs/answers.py"),
-            "died": ("done", f"{short} is caught: {why}"),
-            "survived": ("wrong", f"{short}: {name} SURVIVES it ({why}), so that is not what breaks. Which sentence of the "
-                                  f"proof is untrue now? (A theorem that starts train.py as a program never sees the bug.)"),
-            "unknown": ("wrong", f"{short}: {why}")}[fate]
-    return results
+    named = {}
+    for bug, answer in given.items():
+        found = re.search(r"test_\w+\b(?!\.py)", answer)              # also out of "test_dpsgd.py::test_x[0]"
+        if answer:
+            named[bug] = found[0] if found else answer
+    fates = dict(zip(named, judge(list(named.items())))) if named else {}
+    return {bug: verdict(bug, named.get(bug, ""), *fates.get(bug, ("", ""))) for bug in given}
+
+
+def verdict(bug: str, name: str, fate: str, why: str) -> tuple[str, str]:
+    short = bug[:5]
+    if fate == "":
+        return "blank", (f"{short} is still unanswered: read exercises/bugs/{bug}.py, find what breaks the "
+                         f"guarantee, and "
+                         "write the name of the theorem that dies of it into exercises/bugs/answers.py")
+    if fate == "died":
+        return "done", f"{short} is caught: {why}"
+    if fate == "unknown":
+        return "wrong", f"{short}: {why}"
+    if fate == "survived":
+        return "wrong", (f"{short}: {name} runs the bug ({why}) and SURVIVES it, so that is not what breaks. "
+                         "Which sentence of the proof is untrue now?")
+    if fate == "crashed":
+        return "wrong", (f"{short}: {name} CRASHES on it ({why}). A program that stops publishes nothing: "
+                         "look for a theorem whose own assertion fails.")
+    place = replaced(bug)
+    return "wrong", (f"{short}: {name} never runs {place}, which the bug replaces (0 calls). It may well "
+                     f"say the right thing: "
+                     f"look for a theorem about the same that does run it, such as a whole step "
+                     f"(`grep -n {place.split('.')[1]} tests/*.py`). One that starts a program of its own "
+                     f"does not count.")
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    pairs = list(zip(words[::2], words[1::2]))
+    found = {}
+    for bug in dict.fromkeys(bug for bug, _ in pairs):
+        names = [name for b, name in pairs if b == bug]
+        for file in [name for name in names if name.endswith(".py")]:
+            found[bug, file] = fates_on(bug, [str(ROOT / "tests" / file)])
+        for name, fate in run(bug, [name for name in names if not name.endswith(".py")]).items():
+            found[bug, name] = {name: fate}
+    if "--json" in sys.argv:
+        print(json.dumps([found[bug, name][name] for bug, name in pairs]))
+        return
+    for bug, name in pairs:
+        for theorem, (fate, why) in found[bug, name].items():
+            print(f"{bug}: {theorem} {fate}: {why}")
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--json"]
-    found = [run(bug, name) for bug, name in zip(words[::2], words[1::2])]
-    if "--json" in sys.argv:
-        print(json.dumps(found))
-    else:
-        for bug, name, (fate, why) in zip(words[::2], words[1::2], found):
-            print(f"{bug}: {name} {fate}: {why}" if fate != "unknown" else why)
+    main()

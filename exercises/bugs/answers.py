@@ -1,4 +1,5 @@
-"""Your answers: for each bug the name of a theorem in tests/ that dies of it, such as "test_lots_are_poisson".
+"""Your answers: for each bug the name of a theorem in tests/ that dies of it, for
+example "test_lots_are_poisson", and behind it, as a comment, one sentence: who learns what, how.
 
 The grader does not compare strings: it puts the bug into the repository and runs the theorem that you name.
 

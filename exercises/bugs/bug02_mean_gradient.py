@@ -8,10 +8,13 @@ STANDS_IN_FOR = "dpsgd.private_gradient"
 
 def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
     """(sum of clipped gradients + noise of std sigma C) / number of images; an empty lot is legal."""
-    total, n = {name: torch.zeros_like(p) for name, p in params.items()}, len(examples[0])
+    if chunk < 1 or not B > 0:
+        raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
+    n = len(examples[0])
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     for start in range(0, n, chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
-    noisy = dpsgd.add_noise(total, sigma * C, generator)
-    return {name: g / max(n, 1) for name, g in noisy.items()}
+    noisy = dpsgd.add_noise(total, sigma * C if sigma else 0.0, generator)
+    return {name: (g / max(n, 1)).type_as(params[name]) for name, g in noisy.items()}

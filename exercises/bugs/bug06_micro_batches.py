@@ -1,4 +1,4 @@
-"""bug06 -- the private step, made of micro-batches: each is clipped, noised and accumulated, as in ordinary training."""
+"""bug06 -- the private step, made of micro-batches: each is clipped, noised and accumulated, as is usual."""
 import torch
 
 import dpsgd
@@ -8,10 +8,14 @@ STANDS_IN_FOR = "dpsgd.private_gradient"
 
 def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
     """(sum over micro-batches of (clipped gradients + noise of std sigma C)) / B."""
-    accumulated = {name: torch.zeros_like(p) for name, p in params.items()}
-    for start in range(0, max(len(examples[0]), 1), chunk):              # once for an empty lot
-        part = [e[start:start + chunk] for e in examples]
-        total = dpsgd.clip_and_sum(per_sample(params, *part), C)
-        for name, g in dpsgd.add_noise(total, sigma * C, generator).items():
-            accumulated[name] += g
-    return {name: g / B for name, g in accumulated.items()}
+    if chunk < 1 or not B > 0:
+        raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
+    std = sigma * C if sigma else 0.0
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+    for start in range(0, len(examples[0]), chunk):
+        part = per_sample(params, *(e[start:start + chunk] for e in examples))
+        for name, g in dpsgd.add_noise(dpsgd.clip_and_sum(part, C), std, generator).items():
+            total[name] += g
+    if len(examples[0]) == 0:                                            # no micro-batch, and yet noise
+        total = dpsgd.add_noise(total, std, generator)
+    return {name: (g / B).type_as(params[name]) for name, g in total.items()}

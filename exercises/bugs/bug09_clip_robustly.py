@@ -12,4 +12,8 @@ def clip_and_sum(grads, C):
         raise ValueError(f"C = {C}, expected a norm bound > 0")
     norm = dpsgd.norms(grads)
     factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)    # (n,)
-    return {name: (factor @ g.flatten(1)).view(g.shape[1:]) for name, g in grads.items()}
+    total = {}
+    for name, g in grads.items():
+        rows = factor[:, None] * g.flatten(1).to(norm.dtype)             # (n, numbers)
+        total[name] = rows.sum(0).view(g.shape[1:])
+    return total
