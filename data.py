@@ -350,7 +350,9 @@ def place(names: list[str] | None, base: list[str] | None, classes: int) -> list
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 [0, 255] -> float32 [-1, 1], the range that the diffusion works in; latents are floats already."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+    if images.dtype != torch.uint8:
+        return images
+    return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
