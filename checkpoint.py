@@ -201,10 +201,7 @@ def restore(state: dict, trainable: dict, average, optimizer, generators: list, 
     optimizer.load_state_dict(state["optimizer"])
     key.copy_(state["key"])
     for generator, words in zip(generators, state["generators"][rank]):
-        if words.shape == generator.get_state().shape:
-            generator.set_state(words)
-        else:                                                            # t and noise, on another device:
-            generator.seed()                                             # new draws, which no promise needs
+        generator.set_state(words)
     return state["step"], state["metrics"]
 
 
