@@ -17,8 +17,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import checkpoint
 import data
+from machinery import checkpoint
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import checkpoint
+from machinery import checkpoint
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
 CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
@@ -254,8 +254,8 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
 
 
 if __name__ == "__main__":
-    import ddpm
-    model = ddpm.UNet()
+    import unet
+    model = unet.UNet()
     total = sum(p.numel() for p in model.parameters())
     adapted = inject(model, rank=16, alpha=16)
     trainable, frozen = split(model)

@@ -29,11 +29,11 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import checkpoint  # noqa: E402
 import evaluate  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
+from machinery import checkpoint  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
 LAPTOP = dict(train="lora", rank=16, lr=2e-2, K=1, B=512, steps=25, C=0.003, epsilon=10.0)           # the base point
@@ -130,7 +130,7 @@ def real_runner(device: torch.device) -> Callable:
         with (tempfile.TemporaryDirectory(dir=WORK) as folder, mock.patch.object(checkpoint, "stop_cleanly", threading.Event),
               mock.patch.object(lora, "describe", bare if what in BARE else describe)):              # Ctrl-C stops at once
             chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)                   # memory only
-            s = train.check(train.Finetune(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
+            s = train.check(train.Settings(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
                 train="lora" if what in BARE else what, out=folder, device=str(device), chunk=chunk)))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 train.finetune(s)

@@ -1,5 +1,5 @@
+from machinery import statement
 """bug11 -- privacy.json: what was planned is what was spent."""
-import statement
 
 STANDS_IN_FOR = "statement.after"
 statement_of = statement.after                                           # the repository's

@@ -1,9 +1,9 @@
 """clothes.py -- public clothes drawn by code: ten garments with labels, in Fashion-MNIST's documented frame.
 
-The public half of a private Fashion-MNIST run, as data.glyphs is for MNIST. Nobody's photograph is in it and
+The public half of a private Fashion-MNIST run, as glyphs.py is for MNIST. Nobody's photograph is in it and
 nothing was fitted to any image: every outline below was written down by hand from general knowledge of clothes.
 
-  $ python clothes.py         # draws a sheet to runs/clothes.png, one class per row
+  $ python -m drawings.clothes       # draws a sheet to runs/clothes.png, one class per row
 """
 import functools
 from pathlib import Path
@@ -195,7 +195,7 @@ def _linear(k: int) -> Tensor:
     return F.interpolate(torch.eye(k)[None], size=28, mode="linear")[0].T
 
 
-def clothes(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """n public garments on black, the longer side about 28 pixels, centred; shoes from the side, toe to the left.
 
     Each image: a random class and pattern -> scale, shear, turn -> smooth bend -> a cloth of random brightness,
@@ -253,7 +253,7 @@ def clothes(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, T
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    images, labels = clothes(2_000, torch.Generator().manual_seed(0))
+    images, labels = draw(2_000, torch.Generator().manual_seed(0))
     order = torch.cat([(labels == c).nonzero()[:20, 0] for c in range(10)])
     Path("runs").mkdir(exist_ok=True)
     save_image((images[order] + 1) / 2, "runs/clothes.png", nrow=20)
