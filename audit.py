@@ -13,8 +13,8 @@ same with in and out exchanged. So any event that can be counted gives
 What an audit cannot see: it tries one canary, one direction and one kind of guess, on a model of eight
 weights. A fault that this canary does not touch, a better guess, weak random numbers, lots drawn otherwise in
 the real run, a leak outside the step (a printed loss, a tuned setting): none of it shows. A lower bound above
-the proven epsilon proves a fault; one below it proves nothing. The proof is in dpsgd.py and accountant.py, and
-has to be read.
+the proven epsilon proves a fault; one below it proves nothing. The proof is in dpsgd.py and accountant.py,
+and has to be read.
 """
 import math
 import sys
@@ -34,9 +34,10 @@ from machinery import pld, screen
 # -----------------------------------------------------------------------------
 # 1. the game: two worlds that differ in one image, the canary; the score is what the attacker sees of it
 #
-# An adapter of rank 2 beside the identity, as LoRA starts (B = 0), so every gradient is in B: -(y - x) x^T. The
-# canary lights a pixel that no other image lights and has an absurd target: its gradient is clipped, to a norm
-# of exactly C, and no other image moves the release in its direction. That is the worst case of the proof.
+# An adapter of rank 2 beside the identity, as LoRA starts (B = 0), so every gradient is in B: -(y - x) x^T.
+# The canary lights a pixel that no other image lights and has an absurd target: its gradient is clipped, to a
+# norm of exactly C, and no other image moves the release in its direction. That is the worst case of the
+# proof.
 
 C, LOT = 0.01, 2.0                                       # clipping norm (gradient units); declared lot size
 START = {"A": torch.eye(2), "B": torch.zeros(2, 2)}
@@ -46,7 +47,7 @@ LANES = 50_000                                           # runs computed at once
 
 
 def images(others: int, canary: int, K: int) -> tuple[Tensor, Tensor]:
-    """A world's images: x (n, K, 2), the K draws of each, all the same; y (n, 2). n = others + canary >= 0."""
+    """A world's images: x (n, K, 2), the K draws of each, all the same; y (n, 2). n >= 0."""
     pairs = torch.tensor([OTHER] * others + [CANARY] * canary).reshape(-1, 2, 2)
     return pairs[:, :1].expand(-1, K, 2), pairs[:, 1]
 
@@ -76,7 +77,7 @@ def scores(step: Callable, runs: int, canary: int, *, q: float, sigma: float, st
         for _ in range(steps):
             coins = torch.zeros(len(lanes) * len(x), dtype=torch.int64)
             coins[dpsgd.poisson_sample(len(coins), q, generator)] = 1        # one coin per run and image
-            code = (coins.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)   # of the lot, in binary
+            code = (coins.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)   # the lot, in binary
             for value in code.unique().tolist():                             # runs with equal lots together
                 mine = lanes[code == value]
                 lot = torch.tensor([i for i in range(len(x)) if value >> i & 1], dtype=torch.int64)
@@ -277,10 +278,10 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
     fine = found.epsilon <= limit(world["q"], proven, tight) and often <= delta
     print(", ".join(f"{name} = {value:g}" for name, value in world.items()) + f", delta = {delta:g}; "
           f"{runs:,} runs without the canary, {runs:,} with it\n\n{histogram(without, present)}\n")
-    print(f"guess    {found.event}: {found.often:.3%} of the runs that were, {found.seldom:.4%} of those that "
-          f"were not")
-    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on the "
-          f"others")
+    print(f"guess    {found.event}: {found.often:.3%} of the runs that were, {found.seldom:.4%} of those "
+          f"that were not")
+    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on "
+          f"the others")
     print(f"tight    epsilon  = {tight:.3f}   no correct proof can promise less")
     print(f"proven   epsilon <= {proven:.3f}   what train.py would state (accountant.epsilon)")
     print(f"tail     {count} runs with the canary lie beyond {longest:.2f} sigma, where noise alone never "
@@ -292,14 +293,16 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
 
 def show_all(runs: int, delta: float, seed: int, **world) -> None:
     """Print the audit of the right step and of every fault, a line each."""
-    print(f"{'step':<14} {'lower':>7} {'proven':>7}         seconds   ({runs:,} runs each way, 95% confidence)")
+    print(f"{'step':<14} {'lower':>7} {'proven':>7}         seconds   "
+          f"({runs:,} runs each way, 95% confidence)")
     for name, (why, step, settings) in {"(right)": ("what train.py runs", right, {}), **BROKEN}.items():
         start, here = time.time(), world | settings
         proven, tight = upper_bounds(here["q"], here["sigma"], here["steps"], delta)
         found = audit(step, runs, delta, seed, **here)[2]
         broken = found.epsilon > limit(here["q"], proven, tight)
+        shown = "".join(f" [{k} = {v:g}]" for k, v in settings.items())
         print(f"{name:<14} {found.epsilon:>7.2f} {proven:>7.2f} {'BROKEN' if broken else 'ok':>7} "
-              f"{time.time() - start:>7.1f}   {why}" + "".join(f" [{k} = {v:g}]" for k, v in settings.items()))
+              f"{time.time() - start:>7.1f}   {why}{shown}")
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ ASSETS = ROOT / "assets"
 # 1. images from disk, as uint8 tensors
 #
 # name -> (declared training size N, channels, side, classes), all from the data sets' own publications:
-# these are public constants, the privacy plan never counts the private images (CelebA: no classes, side after resizing).
+# these are public constants, the privacy plan never counts the private images. (CelebA: no classes; its side
+# is after resizing.)
 
 KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "kmnist": (60_000, 1, 28, 10),
-         "emnist-letters": (124_800, 1, 28, 26), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
-         "celeba": (162_770, 3, 64, None)}
+         "emnist-letters": (124_800, 1, 28, 26), "cifar10": (50_000, 3, 32, 10),
+         "cifar100": (50_000, 3, 32, 100), "celeba": (162_770, 3, 64, None)}
 
 
 GARMENTS = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
@@ -80,7 +81,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
               exist are numbered in natural order, which for private images would be private: one may move it
     channels: of a folder: 1 reads its pictures as grey, 3 as colour
-    Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError in one line
+    Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}, expected 'train' or 'test'")
@@ -103,7 +104,8 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
         images = read_idx(idx_folder / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(idx_folder / f"{prefix}-labels-idx1-ubyte.gz")
         if len(images) != len(labels):
-            raise ValueError(f"{idx_folder}: {len(images)} images but {len(labels)} labels; fetch the files again")
+            raise ValueError(f"{idx_folder}: {len(images)} images but {len(labels)} labels; "
+                             f"fetch the files again")
         return torch.tensor(images)[:, None], torch.tensor(labels).long()
     return _load_torchvision(name, split, root)
 
@@ -125,15 +127,16 @@ def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor
     train = split == "train"
     try:
         if name == "celeba":
-            crop = transforms.Compose([transforms.CenterCrop(140), transforms.Resize(64), transforms.PILToTensor()])
+            crop = transforms.Compose([transforms.CenterCrop(140), transforms.Resize(64),
+                                       transforms.PILToTensor()])
             faces = datasets.CelebA(str(root), split, target_type="identity", transform=crop, download=True)
             return torch.stack([image for image, _ in faces]), torch.zeros(len(faces), dtype=torch.int64)
         if name == "emnist-letters":
-            warnings.warn("emnist-letters was written by the people who wrote MNIST: not public data for MNIST")
+            warnings.warn("emnist-letters was written by the people who wrote MNIST: not public for MNIST")
             found = datasets.EMNIST(str(root), "letters", train=train, download=True)
-            return found.data.mT[:, None].contiguous(), found.targets - 1          # stored transposed, labels 1..26
-        kind = dict(mnist=datasets.MNIST, kmnist=datasets.KMNIST, cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)
-        kind["fashion-mnist"] = datasets.FashionMNIST
+            return found.data.mT[:, None].contiguous(), found.targets - 1  # stored transposed, labels 1..26
+        kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "kmnist": datasets.KMNIST,
+                "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
         found = kind[name](str(root), train=train, download=True)
     except Exception as e:
         why = f"{type(e).__name__}: {' '.join(str(e).split())}"
@@ -229,12 +232,13 @@ def place(names: list[str] | None, base: list[str] | None, classes: int) -> list
     if base and len(strangers) < len(names) or len(names) > classes:
         mine, its = folders.few(names), folders.few(base or ["without names"])
         raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: "
-                         f"expected names that it has, or at most {classes} new ones, which take its classes in order")
+                         f"expected names that it has, or at most {classes} new ones, which take its "
+                         f"classes in order")
     return list(range(len(names)))
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1], the range that the diffusion works in; latents are floats already."""
+    """uint8 [0, 255] -> float32 [-1, 1], the range that diffusion works in; latents are floats already."""
     if images.dtype != torch.uint8:
         return images
     return images.float() / 127.5 - 1

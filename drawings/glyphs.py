@@ -2,7 +2,8 @@
 
 Every way to write a digit is a list of strokes; a stroke is a list of "x,y" points on a 10 x 14 grid (y down)
 joined by a smooth curve; a point written twice is a corner. The shapes were written down by hand from how
-people are taught to write: no person is in them and nothing was fitted to any image, so "public" means public.
+people are taught to write: no person is in them and nothing was fitted to any image, so "public" means
+public.
 
   $ python -m drawings.glyphs         # a sheet of 200: runs/glyphs.png
 """
@@ -35,12 +36,13 @@ STROKES = {
         "9,0 4,2 1,6 0,10 3,14 7,13 9,10 6,7 2,8 0,10"],
     7: ["0,1 5,0 10,0 10,0 7,6 4,14", "0,0 9,0 9,0 6,7 5,14 | 2,7 9,7", "0,3 1,0 1,0 5,1 10,0 10,0 6,7 4,14",
         "0,1 4,0 8,0 9,2 7,8 6,14"],
-    8: ["7,1 4,0 2,3 4,6 8,9 8,13 4,14 1,12 2,9 6,6 8,3 7,1", "8,2 5,0 2,2 3,5 7,8 9,11 6,14 2,13 2,9 6,6 8,3 7,1",
+    8: ["7,1 4,0 2,3 4,6 8,9 8,13 4,14 1,12 2,9 6,6 8,3 7,1",
+        "8,2 5,0 2,2 3,5 7,8 9,11 6,14 2,13 2,9 6,6 8,3 7,1",
         "5,0 2,2 2,5 5,7 8,5 8,2 5,0 | 5,7 1,9 1,12 5,14 9,12 9,9 5,7"],
     9: ["8,2 5,0 2,1 1,5 4,7 7,5 8,2 8,2 8,8 7,14", "9,1 5,0 1,3 2,6 6,6 8,3 9,1 8,8 6,12 2,14",
         "8,3 5,0 1,2 1,5 4,7 8,4 8,1 8,1 6,8 4,14", "7,1 3,1 1,4 3,7 7,4 8,1 8,1 8,8 8,14"],
 }
-FIELD, REACH = 40, 1.6       # a template is a FIELD x FIELD map over [-REACH, REACH]^2 of glyph units (height 2)
+FIELD, REACH = 40, 1.6  # a template is a FIELD x FIELD map over [-REACH, REACH]^2 of glyph units (height 2)
 PER_DIGIT, POINTS = 240, 160  # jittered drawings kept per digit; points along each drawing
 
 
@@ -61,7 +63,7 @@ def _curve(text: str, jitter: float, rng: np.random.Generator) -> np.ndarray:
         dense.append(p[-1:])
     dense = np.concatenate(dense)
     step = np.hypot(*np.diff(dense, axis=0).T)
-    step[step > 1.5] = 0                                                 # a pen lifted between strokes leaves no ink
+    step[step > 1.5] = 0  # a pen lifted between strokes leaves no ink
     length = np.r_[0, np.cumsum(step)]
     at = np.linspace(0, length[-1], POINTS)
     return dense[np.searchsorted(length, at).clip(0, len(dense) - 1)]
@@ -80,11 +82,12 @@ def _font_template(digit: int) -> tuple[Tensor, Tensor]:
     height = y.max() - y.min()
     inside = distance_transform_edt(ink)
     outline = distance_transform_edt(~ink) - inside                      # > 0 outside, < 0 inside
-    field = torch.tensor((outline + inside.max()) * 2 / height, dtype=torch.float32)  # 0 on the strokes' middle
+    field = torch.tensor((outline + inside.max()) * 2 / height, dtype=torch.float32)  # 0 in a stroke's middle
     centre = torch.tensor([(x.max() + x.min()) / 2, (y.max() + y.min()) / 2])
     axis = torch.linspace(-REACH, REACH, FIELD) * height / 2
     where = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) + centre
-    field = F.grid_sample(field[None, None], (where / (size - 1) * 2 - 1)[None].float(), padding_mode="border",
+    field = F.grid_sample(field[None, None], (where / (size - 1) * 2 - 1)[None].float(),
+    padding_mode="border",
                           align_corners=True)[0, 0]
     keep = np.linspace(0, len(x) - 1, POINTS).astype(int)
     points = (torch.tensor(np.stack([x[keep], y[keep]], 1)) - centre) * 2 / height
@@ -93,9 +96,10 @@ def _font_template(digit: int) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _templates() -> tuple[Tensor, Tensor]:
-    """All drawings: distance to the pen's path (10, PER_DIGIT+1, FIELD, FIELD), points on it (10, ., POINTS, 2).
+    """All drawings: distance to the pen's path (10, PER_DIGIT+1, FIELD, FIELD), points (10, ., POINTS, 2).
 
-    Units: glyph heights / 2. The last drawing of each digit is the typeset one. Built once, from a fixed seed:
+    Units: glyph heights / 2. The last drawing of each digit is the typeset one. Built once, from a fixed
+           seed:
     the drawings are public and are the same for everybody.
     """
     rng, fields, points = np.random.default_rng(0), [], []
@@ -145,7 +149,8 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     # for each pixel, where on the template it comes from (the inverse map), plus a smooth displacement
     axis = torch.arange(28.0) - 13.5
     pixel = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, 784, 2)
-    bend = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator), size=(28, 28), mode="bicubic", align_corners=True)
+    bend = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator), size=(28, 28), mode="bicubic",
+    align_corners=True)
     bend = bend.flatten(2).mT * uniform(0.2, 1.0, 1, 1)                  # (n, 784, 2) pixels
     source = (((pixel + bend) / scale.view(n, 1, 1) + centre[:, None]) @ torch.linalg.inv(M).mT) / REACH
     distance = F.grid_sample(fields[labels, way][:, None], source.view(n, 28, 28, 2), padding_mode="border",

@@ -110,7 +110,7 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)
-        if channels == 1 and np.ptp(colour, axis=2).max() > 16:          # grey levels; a JPEG's differ a little
+        if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ a little
             raise ValueError("it has colours, 3 channels; expected 1 channels as the base has, grey")
         image = image.convert("L" if channels == 1 else "RGB")
     except Exception as e:

