@@ -38,7 +38,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         _check_rank(rank, min(base.in_features, base.out_features))
         self.base, self.scale = base, alpha / rank
-        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)  # std 1/r, as the paper's code
+        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as in their code
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x):
