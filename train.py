@@ -86,10 +86,10 @@ def check(s: Settings) -> Settings:
     need(s.N >= 1, "N", "the declared number of private images of folder: or npz:, at least 1")
     need(s.B <= s.N, "B", f"at most N = {s.N}: the sampling rate is q = B/N")
     need(s.delta >= accountant.LEAST_DELTA, "delta",
-         f"at least {accountant.LEAST_DELTA:g}, what float64 can count with, and below 1/N")
+         f"above 0, at least {accountant.LEAST_DELTA:g}, what float64 can count with, and below 1/N")
     need(s.delta < 1 / s.N, "delta", f"below 1/N = {1 / s.N:.3g}")
     need(dpsgd.SMALLEST_C <= s.C <= 1e30 or s.C == s.epsilon == math.inf, "C",
-         "a finite norm, 1e-40 to 1e30: without clipping no guarantee (with --epsilon inf it may be inf)")
+         "a norm above 0, 1e-40 to 1e30: no guarantee without clipping (with --epsilon inf it may be inf)")
     return s
 
 

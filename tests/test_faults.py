@@ -137,7 +137,7 @@ REFUSED = [
     ("train", "--C -1", "--C -1", "above 0"),
     ("train", "--C 1e-41", "--C 1e-41", "1e-40 to 1e30"),
     ("train", "--C 1e31", "--C 1e+31", "1e-40 to 1e30"),
-    ("train", "--C nan", "--C nan", "a finite norm"),
+    ("train", "--C nan", "--C nan", "above 0"),
     ("train", "--C inf", "--C inf", "--epsilon inf"),
     ("train", "--steps 0", "--steps 0", "at least 1"),
     ("train", "--steps 1e3", "'1e3'", "int"),
