@@ -1,64 +1,62 @@
 """audit.py -- attack your own training: a lower bound on epsilon, to hold against the proven upper bound.
 
-(epsilon, delta)-DP says P(E | canary in) <= e^epsilon P(E | canary out) + delta for every event E, and the same with in
-and out exchanged. So any event that can be counted gives
+(epsilon, delta)-DP says P(E | canary in) <= e^epsilon P(E | canary out) + delta for every event E, and the
+same with in and out exchanged. So any event that can be counted gives
 
-    epsilon >= log( (P(E | in) - delta) / P(E | out) )                        [Jagielski et al. 2020; Nasr et al. 2021]
+    epsilon >= log( (P(E | in) - delta) / P(E | out) )            [Jagielski et al. 2020; Nasr et al. 2021]
 
   $ python audit.py                       # the step that train.py runs: lower bound 3.77, proven 4.73
   $ python audit.py --break half-noise    # a step with a fault: the lower bound is above what was "proven"
   $ python audit.py --break all           # eight faults, a line each
-  $ python audit.py --membership          # another, weak attack, on real images: who was in the training set?
+  $ python -m machinery.membership        # a weak attack on real images: who was in the training set?
 
-What an audit cannot see: it tries one canary, one direction and one kind of guess, on a model of eight weights. A fault
-that this canary does not touch, a better guess, weak random numbers, lots drawn otherwise in the real run, a leak outside
-the step (a printed loss, a tuned setting): none of it shows. A lower bound above the proven epsilon proves a fault; one
-below it proves nothing. The proof is in dpsgd.py and accountant.py, and has to be read.
+What an audit cannot see: it tries one canary, one direction and one kind of guess, on a model of eight
+weights. A fault that this canary does not touch, a better guess, weak random numbers, lots drawn otherwise in
+the real run, a leak outside the step (a printed loss, a tuned setting): none of it shows. A lower bound above
+the proven epsilon proves a fault; one below it proves nothing. The proof is in dpsgd.py and accountant.py,
+and has to be read.
 """
-import argparse
-import dataclasses
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta, mannwhitneyu
+from scipy.stats import beta
 from torch import Tensor
 from torch.func import vmap
-from tqdm import tqdm
 
 import accountant
-import data
-import ddpm
 import dpsgd
-import lora
-import train
+from machinery import pld, screen
 
 # -----------------------------------------------------------------------------
 # 1. the game: two worlds that differ in one image, the canary; the score is what the attacker sees of it
 #
-# An adapter of rank 2 beside the identity, as LoRA starts (B = 0), so every gradient is in B: -(y - x) x^T. The canary
-# lights a pixel that no other image lights and has an absurd target: its gradient is clipped, to a norm of exactly C,
-# and no other image moves the release in its direction. That is the worst case of the proof.
+# An adapter of rank 2 beside the identity, as LoRA starts (B = 0), so every gradient is in B: -(y - x) x^T.
+# The canary lights a pixel that no other image lights and has an absurd target: its gradient is clipped, to a
+# norm of exactly C, and no other image moves the release in its direction. That is the worst case of the
+# proof.
 
-C, LOT = 0.01, 2.0                                                       # clipping norm (gradient units); declared lot size
+C, LOT = 0.01, 2.0                                       # clipping norm (gradient units); declared lot size
 START = {"A": torch.eye(2), "B": torch.zeros(2, 2)}
 CANARY, OTHER = ([0., 1.], [0., 1000.]), ([1., 0.], [1.002, 0.])         # pairs (x, y)
-DIRECTION = torch.tensor([[0., 0.], [0., -1.]])                          # of the canary's gradient, in B
-LANES = 50_000                                                           # runs computed at once: memory only
+DIRECTION = torch.tensor([[0., 0.], [0., -1.]])          # of the canary's gradient, in B
+LANES = 50_000                                           # runs computed at once: memory only
 
 
 def images(others: int, canary: int, K: int) -> tuple[Tensor, Tensor]:
-    """A world's images: x (n, K, 2), the K draws of each, all the same; y (n, 2). n = others + canary, 0 is legal."""
+    """A world's images: x (n, K, 2), the K draws of each, all the same; y (n, 2). n >= 0."""
     pairs = torch.tensor([OTHER] * others + [CANARY] * canary).reshape(-1, 2, 2)
     return pairs[:, :1].expand(-1, K, 2), pairs[:, 1]
 
 
 def per_sample(params: dict, x: Tensor, y: Tensor) -> dpsgd.Grads:
-    """One gradient per image of |y - (x + B A x)|^2 / 2, the mean over its K draws: (n, K, 2), (n, 2) -> (n, 2, 2) each."""
+    """One gradient per image of |y - (x + B A x)|^2 / 2, the mean over its K draws.
+
+    Shapes: x (n, K, 2), y (n, 2) -> (n, 2, 2) for A and for B
+    """
     def loss(params, x, y):
         return (y - x - x @ params["A"].mT @ params["B"].mT).square().sum(-1).mean() / 2
     return dpsgd.per_sample_grads(loss, params, x, y)
@@ -68,24 +66,27 @@ def scores(step: Callable, runs: int, canary: int, *, q: float, sigma: float, st
            generator: torch.Generator) -> Tensor:
     """(runs,): in each of `runs` independent runs, what `steps` releases say of the canary, in units of C.
 
-    step is dpsgd.private_gradient, or a fault with the same arguments. vmap makes one call of it many runs: every
-    lane has its own lot and (randomness="different") its own noise. The weights stay at START: the attacker, who may
-    choose them, likes them there. For the right step at q = 1: N(0, steps sigma^2) without, + steps with the canary.
+    step is dpsgd.private_gradient, or a fault with the same arguments. vmap makes one call of it many runs:
+    every lane has its own lot and (randomness="different") its own noise. The weights stay at START: the
+    attacker, who may choose them, likes them there. For the right step at q = 1: N(0, steps sigma^2) without,
+    + steps with the canary.
     """
     x, y = images(others, canary, K)
     total = torch.zeros(runs)
     for lanes in torch.arange(runs).split(LANES):
         for _ in range(steps):
             coins = torch.zeros(len(lanes) * len(x), dtype=torch.int64)
-            coins[dpsgd.poisson_sample(len(coins), q, generator)] = 1                        # one coin per run and image
-            code = (coins.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)       # which lot: a binary number
-            for value in code.unique().tolist():                                             # runs with equal lots together
+            coins[dpsgd.poisson_sample(len(coins), q, generator)] = 1        # one coin per run and image
+            code = (coins.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)   # the lot, in binary
+            for value in code.unique().tolist():                             # runs with equal lots together
                 mine = lanes[code == value]
                 lot = torch.tensor([i for i in range(len(x)) if value >> i & 1], dtype=torch.int64)
-                one_run = lambda params: step(per_sample, params, (x[lot], y[lot]), C=C, sigma=sigma, B=LOT,
-                                              generator=generator)
+
+                def one_run(params):
+                    return step(per_sample, params, (x[lot], y[lot]), C=C, sigma=sigma, B=LOT,
+                                generator=generator)
                 weights = {name: p.expand(len(mine), *p.shape) for name, p in START.items()}
-                released = vmap(one_run, randomness="different")(weights)                    # (mine, 2, 2) each
+                released = vmap(one_run, randomness="different")(weights)    # (mine, 2, 2) each
                 total[mine] += (released["B"] * DIRECTION).sum((1, 2)) * LOT / C
     return total
 
@@ -95,16 +96,16 @@ def scores(step: Callable, runs: int, canary: int, *, q: float, sigma: float, st
 
 
 class Finding(NamedTuple):
-    epsilon: float                                                       # the lower bound, never below 0
-    event: str                                                           # what the attacker looks for
-    often: float                                                         # its share of the runs of the world it points to
-    seldom: float                                                        # its share of the other world's
+    epsilon: float                       # the lower bound, never below 0
+    event: str                           # what the attacker looks for
+    often: float                         # its share of the runs of the world it points to
+    seldom: float                        # its share of the other world's
 
 
 def clopper_pearson(k, n: int, alpha: float):
-    """(low, high) limits of a probability after k hits in n tries; each is wrong with probability <= alpha, for every n.
+    """(low, high) limits of a probability after k hits in n tries; each is wrong with probability <= alpha.
 
-    low solves P(Bin(n, low) >= k) = alpha, high solves P(Bin(n, high) <= k) = alpha.       [Clopper & Pearson 1934]
+    low solves P(Bin(n, low) >= k) = alpha, high P(Bin(n, high) <= k) = alpha.      [Clopper & Pearson 1934]
     """
     k = np.asarray(k, float)
     low = np.where(k > 0, beta.ppf(alpha, np.maximum(k, 1), n - k + 1), 0.0)
@@ -112,43 +113,51 @@ def clopper_pearson(k, n: int, alpha: float):
 
 
 def bounds(suspect: np.ndarray, innocent: np.ndarray, thresholds, delta: float, alpha: float) -> np.ndarray:
-    """For each threshold, a lower limit of log((P(suspect >= t) - delta) / P(innocent >= t)); arrays sorted."""
+    """For each threshold, a lower limit of log((P(suspect >= t) - delta) / P(innocent >= t)); both sorted."""
     hits, misses = (len(s) - np.searchsorted(s, thresholds) for s in (suspect, innocent))
-    low, high = clopper_pearson(hits, len(suspect), alpha)[0], clopper_pearson(misses, len(innocent), alpha)[1]
+    low = clopper_pearson(hits, len(suspect), alpha)[0]
+    high = clopper_pearson(misses, len(innocent), alpha)[1]
     return np.log(np.maximum(low - delta, 1e-300) / high)
 
 
 def lower_bound(without, present, delta: float, confidence: float = 0.95) -> Finding:
-    """What two sets of scores prove: epsilon is at least Finding.epsilon, wrong with probability <= 1 - confidence.
+    """What two sets of scores prove: epsilon >= Finding.epsilon, wrong with probability <= 1 - confidence.
 
-    The event is chosen on one half of the runs, out of: both tails, both ways round, all depths. It is then counted on
-    the other half, which had no say in the choice, with two limits at (1 - confidence) / 2: no further correction.
+    The event is chosen on one half of the runs, out of: both tails, both ways round, all depths. It is then
+    counted on the other half, which had no say in the choice, with two limits at (1 - confidence) / 2: no
+    further correction.
     Shapes: without, present: scores of independent runs, (n,) and (m,)
     Errors: fewer than 20 scores -> ValueError
     """
     if min(len(without), len(present)) < 20:
-        raise ValueError(f"lower_bound: {len(without)} and {len(present)} scores, expected at least 20 of each")
+        raise ValueError(f"lower_bound: {len(without)} and {len(present)} scores, expected at least 20 each")
     without, present = (np.asarray(s, dtype=float) for s in (without, present))
-    tail = lambda s: s[-np.unique(np.geomspace(1, len(s), 150).astype(int))]               # ranks 1, 2, 3, .. n from the end
     alpha, best = (1 - confidence) / 2, None
     for sign in (1, -1):
-        for suspect, innocent, ways in ((present, without, ("with", "without")), (without, present, ("without", "with"))):
-            (choose, judge), (choose_0, judge_0) = ([np.sort(sign * half) for half in np.array_split(s, 2)]
-                                                    for s in (suspect, innocent))
-            tried = np.r_[tail(choose), tail(choose_0)]
+        for suspect, innocent, says in ((present, without, "with"), (without, present, "without")):
+            choose, judge = (np.sort(sign * half) for half in np.array_split(suspect, 2))
+            choose_0, judge_0 = (np.sort(sign * half) for half in np.array_split(innocent, 2))
+            tried = np.r_[depths(choose), depths(choose_0)]
             value = bounds(choose, choose_0, tried, delta, alpha)
             if best is None or value.max() > best[0]:
-                best = value.max(), tried[value.argmax()], sign, judge, judge_0, ways
-    _, t, sign, judge, judge_0, ways = best
-    often, seldom = ((s >= t).mean() for s in (judge, judge_0))
-    event = f"a score {'>=' if sign > 0 else '<='} {sign * t:.3f} says {ways[0]!r}"
-    return Finding(max(float(bounds(judge, judge_0, [t], delta, alpha)[0]), 0.0), event, float(often), float(seldom))
+                best = value.max(), tried[value.argmax()], sign, judge, judge_0, says
+    _, t, sign, judge, judge_0, says = best
+    proven = max(float(bounds(judge, judge_0, [t], delta, alpha)[0]), 0.0)
+    event = f"a score {'>=' if sign > 0 else '<='} {sign * t:.3f} says {says!r}"
+    return Finding(proven, event, float((judge >= t).mean()), float((judge_0 >= t).mean()))
+
+
+def depths(s: np.ndarray) -> np.ndarray:
+    """Of sorted scores those of rank 1, 2, 3, .. n from the end, ever fewer of them."""
+    return s[-np.unique(np.geomspace(1, len(s), 150).astype(int))]
 
 
 def upper_bounds(q: float, sigma: float, steps: int, delta: float) -> tuple[float, float]:
     """(proven, tight): what train.py states, and the least that any correct proof could state."""
-    tight = (accountant.gaussian_epsilon(sigma / math.sqrt(steps), delta) if q == 1
-             else accountant.pld_epsilon(q, sigma, steps, delta))
+    if q == 1:
+        tight = pld.gaussian_epsilon(sigma / math.sqrt(steps), delta)
+    else:
+        tight = pld.pld_epsilon(q, sigma, steps, delta)
     return accountant.epsilon(q, sigma, steps, delta)[0], tight
 
 
@@ -180,14 +189,18 @@ def beyond(present: Tensor, steps: int, sigma: float, longest: float) -> tuple[i
 
 
 def histogram(without, present, rows: int = 18, width: int = 40) -> str:
-    """Both sets of scores, side by side; a dot is fewer runs than half a mark, and is where the bound comes from."""
+    """Both sets of scores, side by side; a dot: fewer runs than half a mark, where the bound comes from."""
     without, present = np.asarray(without), np.asarray(present)
     both = np.r_[without, present]
     edges = np.linspace(both.min(), both.max() + 1e-6, rows + 1)
     left, right = np.histogram(without, edges)[0], np.histogram(present, edges)[0]
-    bar = lambda count: "#" * round(width * count / max(left.max(), right.max())) or "." * bool(count)
+    most = max(left.max(), right.max())
+
+    def bar(count: int) -> str:
+        return "#" * round(width * count / most) or "." * bool(count)
     lines = [f"{'score':>8} {'without the canary':>{width}} | with the canary"]
-    lines += [f"{(a + b) / 2:>8.2f} {bar(n):>{width}} | {bar(m)}" for a, b, n, m in zip(edges, edges[1:], left, right)]
+    for a, b, n, m in zip(edges, edges[1:], left, right):
+        lines.append(f"{(a + b) / 2:>8.2f} {bar(n):>{width}} | {bar(m)}")
     return "\n".join(lines)
 
 
@@ -198,30 +211,51 @@ right = dpsgd.private_gradient
 FIXED = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) for name, p in START.items()}
 
 
+def half_noise(*a, sigma, **kw):
+    return right(*a, sigma=sigma / 2, **kw)
+
+
+def clip_2C(*a, C, sigma, **kw):
+    return right(*a, C=2 * C, sigma=sigma / 2, **kw)                     # noise_std stays sigma C
+
+
 def draws_apart(per_sample, params, lot, **kw):
-    x, y = lot
-    return right(per_sample, params, (x.reshape(-1, 1, 2), y.repeat_interleave(x.shape[1], 0)), **kw)      # K rows an image
+    x, y = lot                                                           # K rows an image:
+    return right(per_sample, params, (x.reshape(-1, 1, 2), y.repeat_interleave(x.shape[1], 0)), **kw)
+
+
+def no_noise(*a, sigma, **kw):
+    return right(*a, sigma=0.0, **kw)
+
+
+def one_tensor(*a, sigma, **kw):
+    return right(*a, sigma=sigma, **kw) | {"B": right(*a, sigma=0.0, **kw)["B"]}
+
+
+def realised_size(per_sample, params, lot, *, B, **kw):
+    return right(per_sample, params, lot, B=max(len(lot[0]), 1), **kw)
 
 
 def skip_empty(per_sample, params, lot, **kw):
-    return right(per_sample, params, lot, **kw) if len(lot[0]) else {name: torch.zeros_like(p) for name, p in params.items()}
+    if len(lot[0]) == 0:
+        return {name: torch.zeros_like(p) for name, p in params.items()}
+    return right(per_sample, params, lot, **kw)
 
 
 def fixed_seed(*a, C, sigma, B, **kw):
     return {name: g + sigma * C * FIXED[name] / B for name, g in right(*a, C=C, sigma=0.0, B=B, **kw).items()}
 
 
-BROKEN = {                                                               # name -> consequence, step, settings that show it
+BROKEN = {                               # name -> consequence, step, settings that show it
     "half-noise": ("the noise is not what the accountant was told: every step costs more than was counted",
-                   lambda *a, sigma, **kw: right(*a, sigma=sigma / 2, **kw), {}),
-    "clip-2C": ("one image moves the sum by 2C, but the noise was made for C",
-                lambda *a, C, sigma, **kw: right(*a, C=2 * C, sigma=sigma / 2, **kw), {}),     # noise_std stays sigma C
-    "draws-apart": ("K draws clipped one by one: an image moves the sum by K C (the published code)", draws_apart, {"K": 4}),
-    "no-noise": ("clipping alone hides nobody: one look tells", lambda *a, sigma, **kw: right(*a, sigma=0.0, **kw), {}),
-    "one-tensor": ("noise on A, none on B: one bare tensor gives the image away",
-                   lambda *a, sigma, **kw: right(*a, sigma=sigma, **kw) | {"B": right(*a, sigma=0.0, **kw)["B"]}, {}),
+                   half_noise, {}),
+    "clip-2C": ("one image moves the sum by 2C, but the noise was made for C", clip_2C, {}),
+    "draws-apart": ("K draws clipped one by one: an image moves the sum by K C (the published code)",
+                    draws_apart, {"K": 4}),
+    "no-noise": ("clipping alone hides nobody: one look tells", no_noise, {}),
+    "one-tensor": ("noise on A, none on B: one bare tensor gives the image away", one_tensor, {}),
     "realised-size": ("divided by the realised lot: the noise shrinks when one more image joins",
-                      lambda f, w, lot, *, B, **kw: right(f, w, lot, B=max(len(lot[0]), 1), **kw), {"q": 1.0, "others": 1}),
+                      realised_size, {"q": 1.0, "others": 1}),
     "skip-empty": ("an empty lot makes no step: any step at all says that somebody is there", skip_empty,
                    {"q": 0.5, "others": 0}),
     "fixed-seed": ("the same noise in every run: subtract it", fixed_seed, {}),
@@ -229,7 +263,7 @@ BROKEN = {                                                               # name 
 
 
 def audit(step: Callable, runs: int, delta: float, seed: int, **world) -> tuple[Tensor, Tensor, Finding]:
-    """(scores without, scores with, what they prove) for one step function; `world`: the settings of `scores`."""
+    """(scores without, scores with, what they prove) for one step; `world`: the settings of `scores`."""
     generator = dpsgd.os_generator(seed)
     without, present = (scores(step, runs, canary, generator=generator, **world) for canary in (0, 1))
     return without, present, lower_bound(without, present, delta)
@@ -244,8 +278,10 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
     fine = found.epsilon <= limit(world["q"], proven, tight) and often <= delta
     print(", ".join(f"{name} = {value:g}" for name, value in world.items()) + f", delta = {delta:g}; "
           f"{runs:,} runs without the canary, {runs:,} with it\n\n{histogram(without, present)}\n")
-    print(f"guess    {found.event}: {found.often:.3%} of the runs that were, {found.seldom:.4%} of those that were not")
-    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on the others")
+    print(f"guess    {found.event}: {found.often:.3%} of the runs that were, {found.seldom:.4%} of those "
+          f"that were not")
+    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on "
+          f"the others")
     print(f"tight    epsilon  = {tight:.3f}   no correct proof can promise less")
     print(f"proven   epsilon <= {proven:.3f}   what train.py would state (accountant.epsilon)")
     print(f"tail     {count} runs with the canary lie beyond {longest:.2f} sigma, where noise alone never "
@@ -257,84 +293,20 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
 
 def show_all(runs: int, delta: float, seed: int, **world) -> None:
     """Print the audit of the right step and of every fault, a line each."""
-    print(f"{'step':<14} {'lower':>7} {'proven':>7}         seconds   ({runs:,} runs each way, 95% confidence)")
+    print(f"{'step':<14} {'lower':>7} {'proven':>7}         seconds   "
+          f"({runs:,} runs each way, 95% confidence)")
     for name, (why, step, settings) in {"(right)": ("what train.py runs", right, {}), **BROKEN}.items():
         start, here = time.time(), world | settings
         proven, tight = upper_bounds(here["q"], here["sigma"], here["steps"], delta)
         found = audit(step, runs, delta, seed, **here)[2]
         broken = found.epsilon > limit(here["q"], proven, tight)
+        shown = "".join(f" [{k} = {v:g}]" for k, v in settings.items())
         print(f"{name:<14} {found.epsilon:>7.2f} {proven:>7.2f} {'BROKEN' if broken else 'ok':>7} "
-              f"{time.time() - start:>7.1f}   {why}" + "".join(f" [{k} = {v:g}]" for k, v in settings.items()))
-
-
-# -----------------------------------------------------------------------------
-# 4. a weak attack on real images: was this one in the training set?       [loss: Yeom et al. 2018; less the public model's:
-#                                                                           Watson et al. 2022]
-
-MEMBERS = train.Finetune(N=64, B=32, steps=400, C=0.01, K=1, rank=16, lr=1e-2, delta=1e-3, epsilon=1.0)   # learns by heart
-
-
-def finetuned(s: train.Finetune, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> ddpm.UNet:
-    """train.finetune's loop without its files."""
-    torch.manual_seed(seed)
-    model = ddpm.load_unet(Path(__file__).parent / s.base)
-    lora.attach(model, lora.describe(s.train, s.rank, s.lora_alpha, model.classes is not None))
-    trainable, frozen = lora.split(model)
-    gradients, key = train.private_gradients(model, frozen, s), torch.tensor(seed)
-    secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
-    for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
-        lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
-        examples = train.noised(pictures[lot], labels[lot], key, step, model.classes, s)
-        noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
-                                       generator=secret)
-        for name, p in trainable.items():
-            p.grad = noisy[name]
-        optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)
-        optimizer.step()
-    return model
-
-
-@torch.no_grad()
-def losses(model: ddpm.UNet, pictures: Tensor, labels: Tensor, draws: int = 64) -> Tensor:
-    """(n,): each image's loss, the mean over `draws` (t, noise) that are the same for every model."""
-    generator, x0 = torch.Generator().manual_seed(0), data.to_float(pictures)
-    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, draws, generator))
-                      for x, l in zip(x0.split(8), labels.split(8))])
-
-
-def auc(members, others) -> float:
-    """P(a member's score > another's), ties count half: 1 is a perfect attack, 0.5 a coin."""
-    return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
-
-
-def membership(s: train.Finetune, seed: int) -> None:
-    """Print the attack against the same training without and with noise."""
-    sigmas = [0.0, accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)]
-    pictures, labels = (part[:2 * s.N] for part in data.load("mnist"))
-    base = losses(ddpm.load_unet(Path(__file__).parent / s.base), pictures, labels)
-    proof = (math.exp(s.epsilon) - 1 + 2 * s.delta) / (math.exp(s.epsilon) + 1)              # [Kairouz et al. 2015]
-    print(f"{s.N} MNIST images trained on, {s.N} not; {s.steps} steps of {s.B}. Score: how far an image's loss fell\n\n"
-          f"{'epsilon':>8} {'sigma':>6}  loss: members  others    AUC  advantage  allowed\n"
-          f"{'(before)':>8} {'':>6} {base[:s.N].mean():>14.4f} {base[s.N:].mean():>7.4f}")
-    for epsilon, sigma, allowed in zip((math.inf, s.epsilon), sigmas, (1.0, proof)):
-        after = losses(finetuned(s, sigma, pictures[:s.N], labels[:s.N], seed), pictures, labels)
-        members, others = (base - after).split(s.N)
-        middle = (base - after).median()                                 # guess "member" for the half that gained most
-        advantage = (members > middle).float().mean() - (others > middle).float().mean()
-        print(f"{epsilon:>8g} {sigma:>6.2f} {after[:s.N].mean():>14.4f} {after[s.N:].mean():>7.4f} "
-              f"{auc(members, others):>6.2f} {advantage:>10.2f} {allowed:>8.2f}")
-    print(WEAK.format(error=math.sqrt((2 * s.N + 1) / 12) / s.N))        # of the AUC of a coin: Mann-Whitney
-
-
-WEAK = """
-AUC: 1 is a perfect attack, 0.5 a coin (+-{error:.2f}). advantage: the share of members called members, less that of others.
-A weak attack: it knows only losses and speaks of the average image. That it fails proves nothing; that it succeeds without
-noise shows that an adapter remembers whom it saw. With noise, 64 images teach it nothing, either: privacy needs many."""
+              f"{time.time() - start:>7.1f}   {why}{shown}")
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")        # one line, exit code 2
+    p = screen.Parser(__doc__)
     p.add_argument("--q", type=float, default=1.0, help="sampling rate")
     p.add_argument("--sigma", type=float, default=1.0, help="noise multiplier")
     p.add_argument("--steps", type=int, default=1, help="steps that the attacker sees in each run")
@@ -343,27 +315,23 @@ def main() -> None:
     p.add_argument("--runs", type=int, default=4_000_000, help="runs without the canary, and as many with it")
     p.add_argument("--seed", type=int, default=0, help="of the audit; the real run's noise has none")
     p.add_argument("--break", dest="fault", choices=[*BROKEN, "all"], help="audit a step that is wrong")
-    p.add_argument("--membership", action="store_true", help="guess who was in the training set, without and with noise")
-    p.add_argument("--epsilon", type=float, default=1.0, help="of --membership's private run")
     a = p.parse_args()
     world, fine = dict(q=a.q, sigma=a.sigma, steps=a.steps, K=a.K, others=1), True
-    try:
-        for ok, message in [(a.K >= 1 and a.steps >= 1, f"--K {a.K} --steps {a.steps}: expected at least 1"),
-                            (a.runs >= 1000, f"--runs {a.runs}: expected at least 1000, fewer show nothing"),
-                            (0 <= a.seed < 2**32, f"--seed {a.seed}: expected 0 to 2^32 - 1")]:
-            if not ok:
-                raise ValueError(message)
-        if a.membership:
-            return membership(dataclasses.replace(MEMBERS, epsilon=a.epsilon), a.seed)
+    with screen.one_line(p.prog, "lower --runs"):
+        if a.K < 1 or a.steps < 1:
+            raise ValueError(f"--K {a.K} --steps {a.steps}: expected at least 1")
+        if a.runs < 1000:
+            raise ValueError(f"--runs {a.runs}: expected at least 1000, fewer show nothing")
+        if not 0 <= a.seed < 2**32:
+            raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
         if a.fault == "all":
             show_all(a.runs, a.delta, a.seed, **world)
         elif a.fault:
-            print(f"{a.fault}: {BROKEN[a.fault][0]}")
-            show(BROKEN[a.fault][1], a.runs, a.delta, a.seed, **world | BROKEN[a.fault][2])
+            why, step, settings = BROKEN[a.fault]
+            print(f"{a.fault}: {why}")
+            show(step, a.runs, a.delta, a.seed, **world | settings)
         else:
             fine = show(right, a.runs, a.delta, a.seed, **world)
-    except (ValueError, OSError) as e:
-        p.error(str(e))
     print("\n" + __doc__.split("\n\n")[-1].strip())
     if not fine:
         sys.exit("the step that train.py runs is broken (or this was the 1 in 20: try another --seed)")

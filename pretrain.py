@@ -1,15 +1,16 @@
-"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images. Nothing private is read.
+"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images alone.
 
 The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that nobody owns, or that are public for you; with
 --autoencoder the same loop on their latents (Rombach et al. 2022, Sec. 3.2).
 
-  $ python pretrain.py                                            # drawn digits: assets/base.pt again, as runs/base.pt
+  $ python pretrain.py                                   # drawn digits: assets/base.pt again, as runs/base.pt
   $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/autoencoder.pt
-  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out runs/base-photos.pt
+  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out
+  runs/photos.pt
 
-Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all is done.
+Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all
+is done.
 """
-import argparse
 import dataclasses
 import math
 import sys
@@ -24,37 +25,44 @@ from torch import Tensor
 from tqdm import tqdm
 
 import autoencoder
-import checkpoint
-import clothes
 import data
 import ddpm
-import presets
 import sample
-import screen
-import train
+import unet
+from drawings import clothes, glyphs
+from machinery import checkpoint, flags, screen
 
-DRAWN = {"glyphs": data.glyphs, "clothes": clothes.clothes}              # public images that code draws
-HELD_OUT = 20                                                            # every 20th public photograph only measures
-SAVE_EVERY = 500                                                         # steps between checkpoints
-KL_WEIGHT = 0.01                                                         # w of autoencoder.loss, nats -> grey value
+DRAWN = {"glyphs": glyphs.draw, "clothes": clothes.draw}     # public images that code draws
+HELD_OUT = 20                # every 20th public photograph only measures
+SAVE_EVERY = 500             # steps between checkpoints
+EMA_DECAY = 0.999            # of the running average that is saved, per step
+DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
+KL_WEIGHT = 0.01             # w of autoencoder.loss, nats -> grey value
+
+UNETS = {                    # shapes of unet.UNet
+    "small": dict(),                                                     # 28 x 28 x 1, in patches of 2 x 2
+    "photos": dict(image_channels=4, channels=64, multipliers=(1, 2, 2), attention_levels=(1, 2),
+                   classes=202, patch=1),                                # latents 16 x 16 x 4 of 64 x 64 x 3
+    "cifar10": dict(image_channels=3, channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1, 2),
+                    heads=8, classes=10, patch=1),
+    "celeba64": dict(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2,
+                     attention_levels=(0, 1, 2), heads=8, classes=None, patch=2)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: str = "glyphs"           # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
+    data: str = "glyphs"  # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
-    unet: str = "small"            # shape of the UNet, a key of presets.UNETS
+    unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
     base: str = ""                 # a public base to go on from (default: random weights)
     autoencoder: str = ""          # diffuse in this autoencoder's latents (default: in pixels)
-    weighting: str = "flat"        # weight of t in the loss: see ddpm.loss
+    weighting: str = "flat"        # of t in the loss: flat (DDPM), or even, made for clipping
     flip: bool = False             # mirror half of the images: for photographs, not for digits
     crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
     steps: int = 30_000            # optimiser steps
     batch: int = 128               # images per step
     lr: float = 1e-3               # peak learning rate of Adam (one cycle)
-    ema: float = 0.999             # decay of the running average that is saved, per step
-    drop: float = 0.1              # share of labels replaced by the null class, for guidance
     seed: int = 0                  # public data, public seed
     device: str = "auto"           # auto, cuda, mps or cpu
     out: str = "runs/base.pt"      # where the model goes; a file that exists is never overwritten
@@ -66,8 +74,8 @@ def check(s: Settings) -> None:
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
                          f"folder:PATH or npz:FILE")
-    if s.unet not in presets.UNETS:
-        raise ValueError(f"--unet {s.unet}: expected one of {', '.join(presets.UNETS)}")
+    if s.unet not in UNETS:
+        raise ValueError(f"--unet {s.unet}: expected one of {', '.join(UNETS)}")
     if s.weighting not in ddpm.WEIGHTINGS:
         raise ValueError(f"--weighting {s.weighting}: expected one of {', '.join(ddpm.WEIGHTINGS)}")
     for name in ("size", "crop"):
@@ -78,13 +86,11 @@ def check(s: Settings) -> None:
             raise ValueError(f"--{name} {getattr(s, name)}: expected a whole number, at least 1")
     if not 0 < s.lr < math.inf:
         raise ValueError(f"--lr {s.lr}: expected a number above 0")
-    for name in ("ema", "drop"):
-        if not 0 <= getattr(s, name) < 1:
-            raise ValueError(f"--{name} {getattr(s, name)}: expected at least 0 and below 1")
     if not 0 <= s.seed < 2**32:
         raise ValueError(f"--seed {s.seed}: expected 0 to 2^32 - 1")
     if Path(s.out).exists():
-        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it away")
+        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it "
+                         f"away")
 
 
 def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Tensor]) -> dict[str, Tensor]:
@@ -93,7 +99,7 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
     All randomness comes from that one generator, so that a resumed run is the run that was not interrupted.
     """
     params, generator = dict(model.named_parameters()), torch.Generator().manual_seed(s.seed)
-    average = ddpm.EMA(params, s.ema)
+    average = ddpm.EMA(params, EMA_DECAY)
     optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
     warm_up = 0.05 + 1e-9                                                # + : 20 steps divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=warm_up)
@@ -110,11 +116,13 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
     elif kept.exists():
-        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete it")
+        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete "
+                         f"it")
     stop = checkpoint.stop_cleanly()
     mean, begin = None, time.time()
-    for step in (bar := tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",
-                            disable=screen.hide_bar())):
+    bar = tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",
+               disable=screen.hide_bar())
+    for step in bar:
         value = loss(generator)
         optimizer.zero_grad()
         value.backward()
@@ -125,12 +133,14 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
             mean = value.item() if mean is None else 0.9 * mean + 0.1 * value.item()
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if step % SAVE_EVERY == 0 or step == s.steps or stop.is_set():
-            checkpoint.save(kept, dict(settings=settings, step=step, model=model.state_dict(), average=average.shadow,
-                                       updates=average.updates, optimizer=optimizer.state_dict(),
-                                       schedule=schedule.state_dict(), generator=generator.get_state()))
+            checkpoint.save(kept, dict(
+                settings=settings, step=step, model=model.state_dict(), average=average.shadow,
+                updates=average.updates, optimizer=optimizer.state_dict(),
+                schedule=schedule.state_dict(), generator=generator.get_state()))
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
-    print(f"{s.steps} steps of {s.batch}, {(time.time() - begin) / 60:.0f} minutes since the start or --resume, loss {mean:.4f}")
+    minutes = (time.time() - begin) / 60
+    print(f"{s.steps} steps of {s.batch}, {minutes:.0f} minutes since the start or --resume, loss {mean:.4f}")
     return average.shadow
 
 
@@ -140,7 +150,7 @@ def pretrain(s: Settings) -> None:
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
     coder = autoencoder.load(Path(s.autoencoder)).to(device) if s.autoencoder else None
-    model = ddpm.load_unet(Path(s.base)) if s.base else ddpm.UNet(**presets.UNETS[s.unet])
+    model = unet.load(Path(s.base)) if s.base else unet.UNet(**UNETS[s.unet])
     model.to(device)
     draw = DRAWN.get(s.data)
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
@@ -156,7 +166,7 @@ def pretrain(s: Settings) -> None:
     elif not draw:
         images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
 
-    train.fits(model, images if draw else images[0], classes, s)
+    data.fits(model, images if draw else images[0], classes, s.data)
 
     def loss(generator):
         if draw:
@@ -166,14 +176,14 @@ def pretrain(s: Settings) -> None:
             pick = torch.randint(len(classes), (s.batch,), generator=generator)
             x0, labels = data.to_float(images[side, pick]), classes[pick]
         if model.classes is not None:
-            labels[torch.rand(s.batch, generator=generator) < s.drop] = model.classes
+            labels[torch.rand(s.batch, generator=generator) < DROP] = model.classes
         t, noise = ddpm.draw_t_and_noise(x0, 1, generator)
-        with ddpm.autocast(device):
+        with unet.autocast(device):
             return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
                              weighting=s.weighting).mean()
 
     print(f"public base on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
-    ddpm.save_unet(out, model, optimise(s, model, loss), coder)
+    unet.save(out, model, optimise(s, model, loss), coder)
     Path(s.out + ".checkpoint").unlink()
     print(f"wrote {out}")
 
@@ -189,7 +199,8 @@ def train_autoencoder(s: Settings) -> None:
     model = autoencoder.Autoencoder(images.shape[1]).to(device)
     room = images.shape[-1] - s.crop + 1
     if room < 1 or s.crop % model.f:
-        raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' {images.shape[-1]}")
+        raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' "
+                         f"{images.shape[-1]}")
 
     def loss(generator):
         pick = torch.randint(len(images), (s.batch,), generator=generator).tolist()
@@ -200,7 +211,7 @@ def train_autoencoder(s: Settings) -> None:
         pieces = torch.where(mirrored[:, None, None, None], pieces.flip(3), pieces)
         small = s.crop // model.f
         noise = torch.randn(s.batch, model.latent_channels, small, small, generator=generator)
-        with ddpm.autocast(device):
+        with unet.autocast(device):
             return autoencoder.loss(model, pieces.to(device), noise.to(device), KL_WEIGHT).mean()
 
     print(f"autoencoder on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
@@ -217,15 +228,11 @@ def train_autoencoder(s: Settings) -> None:
 
 
 def main() -> None:
-    argv = sys.argv[1:]
-    stage = train_autoencoder if argv[:1] == ["autoencoder"] else pretrain
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")       # one line, exit code 2
-    for f in dataclasses.fields(Settings):
-        kind = dict(action="store_true") if f.type is bool else dict(type=f.type)
-        parser.add_argument("--" + f.name.replace("_", "-"), default=f.default, **kind)
-    s = Settings(**vars(parser.parse_args(argv[1:] if stage is train_autoencoder else argv)))
-    with screen.one_line(parser.prog, "lower --batch"):
+    argv, stage = sys.argv[1:], pretrain
+    if argv[:1] == ["autoencoder"]:
+        argv, stage = argv[1:], train_autoencoder
+    s = flags.parse(Settings, "pretrain.py", __doc__, argv)
+    with screen.one_line("pretrain.py", "lower --batch"):
         check(s)
         with checkpoint.alone(Path(s.out + ".in-use")):
             stage(s)

@@ -29,17 +29,17 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import checkpoint  # noqa: E402
 import evaluate  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
+from machinery import checkpoint  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
 LAPTOP = dict(train="lora", rank=16, lr=2e-2, K=1, B=512, steps=25, C=0.003, epsilon=10.0)           # the base point
 SCALES = {"laptop": LAPTOP, "gpu": LAPTOP | dict(K=4, B=4096, steps=300)}
 IMAGES = {"laptop": 500, "gpu": 10_000}                        # samples that a run is judged by
-OTHERS = dict(data="mnist", delta=1e-5, base=str(ROOT / "assets" / "base.pt"), sample_steps=5)       # 5: of samples.png, unused
+OTHERS = dict(data="mnist", delta=1e-5, base=str(ROOT / "assets" / "base.pt"))
 
 COMPONENTS = {                                                   # what is trained -> in words, the rates that seed 0 tries
     "qkv": ("LoRA on qkv", (2e-2,)), "qkv+proj": ("LoRA on qkv, projection", (2e-2,)),
@@ -126,11 +126,19 @@ def real_runner(device: torch.device) -> Callable:
 
     def run(cell: dict) -> dict:
         what, describe, start = cell["train"], lora.describe, time.time()
-        bare = lambda *a: dict(describe(*a), target_modules=BARE[what], modules_to_save=None)
-        with (tempfile.TemporaryDirectory(dir=WORK) as folder, mock.patch.object(checkpoint, "stop_cleanly", threading.Event),
-              mock.patch.object(lora, "describe", bare if what in BARE else describe)):              # Ctrl-C stops at once
+
+        def scaled(what: str, rank: int, alpha: float, conditional: bool) -> dict:
+            """lora_alpha = 16 at every rank, as in all rows; without the class embedding where BARE says so."""
+            found = describe(what, rank, 16.0, conditional)
+            if cell["train"] in BARE:
+                found |= dict(target_modules=BARE[cell["train"]], modules_to_save=None)
+            return found
+        with (tempfile.TemporaryDirectory(dir=WORK) as folder,
+              mock.patch.object(checkpoint, "stop_cleanly", threading.Event),    # Ctrl-C stops at once
+              mock.patch.multiple(sample, STEPS=cell["sample_steps"]),
+              mock.patch.object(lora, "describe", scaled)):
             chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)                   # memory only
-            s = train.check(train.Finetune(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
+            s = train.check(train.Settings(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
                 train="lora" if what in BARE else what, out=folder, device=str(device), chunk=chunk)))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 train.finetune(s)
@@ -139,7 +147,8 @@ def real_runner(device: torch.device) -> Callable:
             weights = sum(p.numel() for p in torch.load(Path(folder) / "adapter_model.bin", weights_only=True).values())
         steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= (cell | dict(epsilon=LAPTOP["epsilon"])).items():
-            sample.class_strip(strip(cell), model, shape, steps, s.guidance)             # the base point at this epsilon
+            with mock.patch.multiple(sample, STEPS=steps):
+                sample.class_strip(model, shape, None, strip(cell))                      # the base point at this epsilon
         images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
                                  generator=torch.Generator(device).manual_seed(cell["seed"]))
         net = evaluate.classifier("CNN", shape, classes).to(device)

@@ -18,12 +18,13 @@ sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import ddpm  # noqa: E402
 import sample  # noqa: E402
+import unet  # noqa: E402
 
 TIMESTEPS = (50, 100, 200, 300, 400)                             # where shape and texture are decided
 
 
 @torch.no_grad()
-def denoising_losses(model: ddpm.UNet, images: Tensor, labels: Tensor, batch: int = 256) -> list[float]:
+def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: int = 256) -> list[float]:
     """The mean squared error of the predicted noise at each of TIMESTEPS, under the same noise for every model.
 
     Shapes: images (n, C, H, W) uint8, labels (n,)
@@ -33,7 +34,7 @@ def denoising_losses(model: ddpm.UNet, images: Tensor, labels: Tensor, batch: in
         noise = torch.randn((len(x0), 1, *x0.shape[1:]), generator=generator)                  # K = 1
         times = torch.full((len(x0), 1), t)
         parts = zip(*(part.split(batch) for part in (x0, labels, times, noise)))
-        with ddpm.autocast(x0.device):
+        with unet.autocast(x0.device):
             losses.append(torch.cat([ddpm.loss(model, *part) for part in parts]).mean().item())
     return losses
 

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import accountant  # noqa: E402
-import ddpm  # noqa: E402
 import lora  # noqa: E402
+import unet  # noqa: E402
 
 # DDPM's own network for 256 x 256 pixels (Ho et al. 2020, App. B); CelebA-64's of the paper on the 64 x 64 code of an
 # autoencoder that shrinks each side fourfold, with attention from 32 x 32 on
@@ -33,7 +33,7 @@ PEAK, MEMORY = 989e12, 80e9          # H100 SXM, NVIDIA's data sheet: dense bflo
 def count(side: int, config: dict, rank: int, images: int = 1) -> dict:
     """Of one chunk of `images` in bfloat16: flops of forward and backward, bytes kept between them, weights, trained."""
     with torch.device("meta"):
-        model = ddpm.UNet(**config)
+        model = unet.UNet(**config)
         lora.inject(model, rank, rank)
         trainable, frozen = lora.split(model.bfloat16())
         x, t = torch.empty(images, config["image_channels"], side, side).bfloat16(), torch.empty(images, dtype=torch.int64)

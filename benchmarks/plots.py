@@ -15,17 +15,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import accountant  # noqa: E402
 import train  # noqa: E402
+from machinery import pld  # noqa: E402
 
 
 def main() -> None:
-    s = train.check(train.Finetune())
+    s = train.check(train.Settings())
     q, sigma = s.B / s.N, accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 
     steps = np.unique(np.geomspace(1, s.steps, 12).astype(int))
     left.plot(steps, [accountant.epsilon(q, sigma, int(t), s.delta)[0] for t in steps], "o-", label="RDP, what a run states")
-    left.plot(steps, [accountant.pld_epsilon(q, sigma, int(t), s.delta) for t in steps], "s-", label="PLD, tighter")
-    left.plot(steps, [accountant.gdp_epsilon(q, sigma, int(t), s.delta) for t in steps], "x:", label="CLT, NOT a bound")
+    left.plot(steps, [pld.pld_epsilon(q, sigma, int(t), s.delta) for t in steps], "s-", label="PLD, tighter")
+    left.plot(steps, [pld.gdp_epsilon(q, sigma, int(t), s.delta) for t in steps], "x:", label="CLT, NOT a bound")
     left.set(xlabel="steps", ylabel="epsilon spent", title=f"the default run: q = {q:.4f}, sigma = {sigma:.3f}")
     left.legend()
 

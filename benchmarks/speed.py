@@ -35,6 +35,8 @@ import dpsgd  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
+import unet  # noqa: E402
+from drawings import glyphs  # noqa: E402
 
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}          # dense bfloat16 operations a second (NVIDIA's data sheets)
 
@@ -45,17 +47,17 @@ PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}          # dense
 def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora", channels: int | None = None):
     """(model, trainable, frozen, example): the shipped base, or a fresh UNet of `channels`, ready to fine-tune, and a lot."""
     torch.manual_seed(0)
-    model = ddpm.UNet(channels=channels) if channels else ddpm.load_unet(ROOT / "assets" / "base.pt")
+    model = unet.UNet(channels=channels) if channels else unet.load(ROOT / "assets" / "base.pt")
     lora.attach(model, lora.describe(what, rank, rank, True))
     model.to(device)
-    x0, labels = data.glyphs(images, torch.Generator().manual_seed(0))
+    x0, labels = glyphs.draw(images, torch.Generator().manual_seed(0))
     x0 = F.interpolate(x0, size=(side, side))
     return model, *lora.split(model), tuple(v.to(device) for v in (x0, labels, *ddpm.draw_t_and_noise(x0, K)))
 
 
 def precision_of(device) -> str:
     """What train.py computes in on this device: bfloat16 where the hardware is made for it."""
-    with ddpm.autocast(device):
+    with unet.autocast(device):
         return "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
 
 
@@ -96,7 +98,7 @@ def opacus_step(device, trainable, example, rank: int, **how):
     from peft import PeftModel
     with tempfile.TemporaryDirectory() as folder:
         lora.save(Path(folder), trainable, lora.describe("lora", rank, rank, True))
-        theirs = PeftModel.from_pretrained(ddpm.load_unet(ROOT / "assets" / "base.pt"), folder, is_trainable=True)
+        theirs = PeftModel.from_pretrained(unet.load(ROOT / "assets" / "base.pt"), folder, is_trainable=True)
     theirs, generator = GradSampleModule(theirs, strict=False, **how).to(device), dpsgd.os_generator()
 
     def step():
@@ -202,10 +204,10 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     """
     images = torch.randint(256, (resident, 1, 28, 28), dtype=torch.uint8).to(device)
     labels = torch.randint(10, (resident,)).to(device)
-    model = ddpm.load_unet(ROOT / "assets" / "base.pt")
+    model = unet.load(ROOT / "assets" / "base.pt")
     lora.inject(model, 16, 16)
     trainable, frozen = lora.split(model.to(device))
-    key, s = torch.tensor(0, device=device), train.Finetune(K=1)
+    key, s = torch.tensor(0, device=device), train.Settings(K=1)
     pick = torch.randperm(resident)[:lot].to(device)
     examples = train.noised(images[pick], labels[pick], key, 1, model.classes, s)
     per_sample = train.private_gradients(model, frozen, s)
@@ -219,7 +221,7 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss            # macOS: bytes
 
 
-def seconds_of_calibrations(s: train.Finetune, peers: bool) -> dict:
+def seconds_of_calibrations(s: train.Settings, peers: bool) -> dict:
     """name -> seconds that finding the default run's sigma takes: ours the median of 10, the peers one call each."""
     q = s.B / s.N
     made = {"ours": lambda: accountant.calibrate(s.epsilon, s.delta, q, s.steps)}
@@ -254,16 +256,16 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
                                        capture_output=True, text=True, check=True).stdout) for lot in (4 * n, 64 * n))
     say(f"peak memory, a lot of {64 * n:,} / one of {4 * n:,}", "<= 1.05", large / small,
         f"{large / 2**20:,.0f} over {small / 2**20:,.0f} MiB")
-    times = seconds_of_calibrations(train.check(train.Finetune()), peers)
+    times = seconds_of_calibrations(train.check(train.Settings()), peers)
     ours = times.pop("ours")
     say("calibrate, ms", "<= 50", 1e3 * ours)
     for name, seconds in times.items():
         say(f"{name} / calibrate", ">= 5", seconds / ours, f"{1e3 * seconds:,.0f} ms")
     if not peers:
         say("Opacus', dp-accounting's calibration / calibrate", ">= 5", None, "--no-peers")
-    data.glyphs(10)                                                      # draws the templates, once
-    say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: data.glyphs(20_000)))
-    model, m = ddpm.load_unet(ROOT / "assets" / "base.pt").to(device), min(1000, 4 * n)
+    glyphs.draw(10)                                                      # draws the templates, once
+    say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
+    model, m = unet.load(ROOT / "assets" / "base.pt").to(device), min(1000, 4 * n)
     generate = lambda: sample.generate(model, torch.arange(m) % 10, (m, 1, 28, 28), steps=50, quiet=True)
     say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
     seconds = None

@@ -41,7 +41,7 @@ def installed(bug: str, calls: list | None = None):
     Yields (the right one, the wrong one).
     """
     module = load(HERE / "bugs" / f"{bug}.py")
-    place, name = module.STANDS_IN_FOR.split(".")
+    place, name = module.STANDS_IN_FOR.rsplit(".", 1)
     home = importlib.import_module(place)
     right, wrong = getattr(home, name), getattr(module, name)
     calls = [] if calls is None else calls

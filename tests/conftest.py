@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT))
 
 import ddpm  # noqa: E402
 import lora  # noqa: E402
+import unet  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -17,17 +18,17 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-def tiny_unet(classes=10, image_channels=1, seed=0) -> ddpm.UNet:
+def tiny_unet(classes=10, image_channels=1, seed=0) -> unet.UNet:
     """A UNet whose outputs are not all zero: every parameter is random."""
     torch.manual_seed(seed)
-    model = ddpm.UNet(image_channels=image_channels, channels=8, multipliers=(1, 2), heads=2, classes=classes, patch=2)
+    model = unet.UNet(image_channels=image_channels, channels=8, multipliers=(1, 2), heads=2, classes=classes, patch=2)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model
 
 
-def tiny_adapted(targets=lora.ATTENTION, rank=2, alpha=3.0, **kw) -> ddpm.UNet:
+def tiny_adapted(targets=lora.ATTENTION, rank=2, alpha=3.0, **kw) -> unet.UNet:
     """tiny_unet with LoRA whose B factors are not zero, so that every factor has a gradient."""
     model = tiny_unet(**kw)
     lora.inject(model, rank, alpha, targets)

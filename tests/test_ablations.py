@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import accountant
-import ddpm
 import lora
+import unet
 from conftest import ROOT, tiny_unet
 from test_data import write_idx
 
@@ -111,14 +111,14 @@ def test_bad_input_gets_one_clear_line(argv, word, monkeypatch, capsys):
 
 def test_real_runs_end_to_end_train_what_their_rows_say(tmp_path, monkeypatch):
     """Tiny, but train.py's, sample.py's and evaluate.py's own functions: what train.py does not offer, and no noise."""
-    ddpm.save_unet(tmp_path / "base.pt", tiny_unet())
+    unet.save(tmp_path / "base.pt", tiny_unet())
     for prefix in ("train", "t10k"):
         write_idx(tmp_path, np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8),
                   np.arange(100, dtype=np.uint8) % 10, prefix)
-    monkeypatch.setattr(accountant, "pld_epsilon", lambda *a: 0.0)       # stated beside, takes longer than all the rest
+    monkeypatch.setattr(pld, "pld_epsilon", lambda *a: 0.0)       # stated beside, takes longer than all the rest
     monkeypatch.setattr(ablations, "WORK", tmp_path / "runs" / "ablations")
     monkeypatch.setattr(ablations, "OTHERS", dict(data="mnist", data_dir=str(tmp_path), base=str(tmp_path / "base.pt"), N=100,
-                                                  delta=1e-3, sample_steps=1))
+                                                  delta=1e-3))
     monkeypatch.setitem(ablations.SCALES, "laptop", ablations.LAPTOP | dict(rank=2, B=4, steps=1))
     describe, path, run = lora.describe, tmp_path / "a.csv", ablations.real_runner(torch.device("cpu"))
     todo = lambda rows: [c for c in ablations.grid(["components", "epsilon"], 1, JUDGED, rows) if c["epsilon"] == math.inf

@@ -11,6 +11,7 @@ import accountant
 import audit
 import dpsgd
 import train
+from machinery import membership, pld
 from conftest import ROOT, tiny_unet
 
 WORLD = dict(q=1.0, sigma=1.0, steps=1, K=1, others=1)
@@ -36,7 +37,7 @@ def test_nothing_is_proven_from_two_sets_of_the_same_distribution(seed):
 def test_two_gaussians_are_bounded_below_their_exact_epsilon_and_above_60_percent_of_it(sigma, flip):
     rng = np.random.default_rng(1)
     found = audit.lower_bound(flip * sigma * rng.normal(size=10**6), flip * (1 + sigma * rng.normal(size=10**6)), 1e-5)
-    exact = accountant.gaussian_epsilon(sigma, 1e-5)
+    exact = pld.gaussian_epsilon(sigma, 1e-5)
     assert 0.6 * exact < found.epsilon < exact, f"{found} against {exact}"
 
 
@@ -124,21 +125,30 @@ def test_at_q_1_the_verdict_goes_by_the_tight_value(monkeypatch):
 def test_auc_is_the_share_of_pairs_in_the_right_order():
     a, b = np.random.default_rng(0).integers(0, 6, (2, 30))
     pairs = (a[:, None] > b) + 0.5 * (a[:, None] == b)
-    assert audit.auc(a, b) == pytest.approx(pairs.mean())
+    assert membership.auc(a, b) == pytest.approx(pairs.mean())
 
 
 def test_an_adapter_that_was_not_trained_changes_no_loss(tmp_path):
     base = tiny_unet()
     torch.save(dict(config=base.config, model=base.state_dict()), tmp_path / "base.pt")
     pictures, labels = torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9)
-    s = train.Finetune(base=str(tmp_path / "base.pt"), N=9, B=4, steps=0, rank=2)
-    untouched = audit.finetuned(s, 0.0, pictures, labels, seed=0)
-    torch.testing.assert_close(audit.losses(untouched, pictures, labels), audit.losses(base, pictures, labels))
-    trained = audit.finetuned(train.Finetune(base=s.base, N=9, B=9, steps=30, rank=2), 0.0, pictures, labels, seed=0)
-    assert audit.losses(trained, pictures, labels).mean() < audit.losses(base, pictures, labels).mean()
+    s = train.Settings(base=str(tmp_path / "base.pt"), N=9, B=4, steps=0, rank=2)
+    untouched = membership.finetuned(s, 0.0, pictures, labels, seed=0)
+    torch.testing.assert_close(membership.losses(untouched, pictures, labels), membership.losses(base, pictures, labels))
+    trained = membership.finetuned(train.Settings(base=s.base, N=9, B=9, steps=30, rank=2), 0.0, pictures, labels, seed=0)
+    assert membership.losses(trained, pictures, labels).mean() < membership.losses(base, pictures, labels).mean()
 
 
 # --- the command line
+
+@pytest.mark.parametrize("bad", ["--epsilon inf", "--epsilon 0", "--seed -1"])
+def test_a_membership_attack_without_meaning_is_refused_in_one_line(bad, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["membership.py", *bad.split()])
+    with pytest.raises(SystemExit) as stopped:
+        membership.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and len(said.err.splitlines()) == 1 and not said.out, said
+
 
 def test_the_program_prints_a_lower_bound_below_the_proven_one():
     shown = subprocess.run([sys.executable, "audit.py", "--runs", "100000"], cwd=ROOT, capture_output=True, text=True)
@@ -149,7 +159,7 @@ def test_the_program_prints_a_lower_bound_below_the_proven_one():
 
 
 @pytest.mark.parametrize("bad", ["--q 0", "--q nan", "--sigma -1", "--steps 0", "--K 0", "--delta 1", "--runs 10",
-                                 "--seed -1", "--membership --epsilon inf", "--break nothing", "--unknown"])
+                                 "--seed -1", "--break nothing", "--unknown"])
 def test_bad_flags_are_refused_in_one_line_with_exit_code_2(bad, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["audit.py", *bad.split()])
     with pytest.raises(SystemExit) as stopped:

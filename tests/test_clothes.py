@@ -1,15 +1,15 @@
 """Theorems about the public clothes: they are drawn, deterministic, in the documented frame, and show their class."""
 import pytest
 import torch
+from drawings import clothes
 
-import clothes
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """3,000 garments; drawing them, patterns included, may not touch the global random state."""
     before = torch.get_rng_state()
-    images, labels = clothes.clothes(3000, torch.Generator().manual_seed(0))
+    images, labels = clothes.draw(3000, torch.Generator().manual_seed(0))
     return images, labels, torch.equal(before, torch.get_rng_state())
 
 
@@ -46,7 +46,7 @@ def test_every_class_is_equally_likely(drawn):
 
 
 def test_clothes_depend_on_the_generator_alone():
-    draw = lambda seed: clothes.clothes(300, torch.Generator().manual_seed(seed))
+    draw = lambda seed: clothes.draw(300, torch.Generator().manual_seed(seed))
     (a, label_a), (b, label_b), (c, _) = draw(1), draw(1), draw(2)
     assert torch.equal(a, b) and torch.equal(label_a, label_b) and not torch.equal(a, c)
 
@@ -58,7 +58,7 @@ def test_drawing_with_a_generator_leaves_the_global_random_state_alone(drawn):
 @pytest.mark.parametrize("n", [0, -3])
 def test_fewer_than_one_image_is_an_error(n):
     with pytest.raises(ValueError, match=f"n = {n}"):
-        clothes.clothes(n)
+        clothes.draw(n)
 
 
 def test_garments_have_their_proportions(drawn):

@@ -7,6 +7,7 @@ import scipy.stats
 import torch
 
 import ddpm
+import unet
 from conftest import examples, tiny_unet
 
 
@@ -164,7 +165,7 @@ def test_guidance_0_ignores_the_null_class_and_1_extrapolates():
     (dict(), 28), (dict(classes=None, image_channels=3, blocks=2), 32), (dict(patch=1, attention_levels=()), 16),
     (dict(multipliers=(1, 2, 2), attention_levels=(0, 2), patch=1), 16), (dict(multipliers=(1,), attention_levels=(0,)), 8)])
 def test_unet_keeps_the_shape_and_starts_at_zero(arguments, side):
-    model = ddpm.UNet(**arguments)
+    model = unet.UNet(**arguments)
     c = model.config["image_channels"]
     out = model(torch.randn(2, c, side, side), torch.tensor([0, 999]), torch.tensor([1, 2]) if model.classes else None)
     assert out.shape == (2, c, side, side) and (out == 0).all()
@@ -181,8 +182,8 @@ def test_one_image_never_reaches_another_through_the_network():
 
 def test_saved_unet_loads_to_the_same_function(tmp_path):
     model, (x, labels, t, _) = tiny_unet(), examples(2, K=1)
-    ddpm.save_unet(tmp_path / "base.pt", model)
-    torch.testing.assert_close(ddpm.load_unet(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
+    unet.save(tmp_path / "base.pt", model)
+    torch.testing.assert_close(unet.load(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
 
 
 def test_ema_forgets_its_start_and_then_averages():
@@ -208,9 +209,12 @@ def test_second_order_steps_end_far_nearer_to_the_exact_flow():
             return (1 - a).sqrt() * x / (a * s**2 + 1 - a)
 
     def error(steps, order):
-        generator = lambda: torch.Generator().manual_seed(0)
-        end = ddpm.ddim_sample(Best(), None, (500, 1, 1, 1), steps, 0.0, generator=generator(), order=order)
-        start = torch.randn((500, 1, 1, 1), generator=generator())
+        shape, generator = (500, 1, 1, 1), torch.Generator().manual_seed(0)
+        if order == 2:
+            end = ddpm.dpm_sample(Best(), None, shape, steps, generator=generator)
+        else:
+            end = ddpm.ddim_sample(Best(), None, shape, steps, 0.0, generator=generator)
+        start = torch.randn(shape, generator=generator.manual_seed(0))
         return (end - start * s / (alpha_bar[-1] * s**2 + 1 - alpha_bar[-1]) ** 0.5).abs().mean().item()
     for steps in (10, 20, 50, 200):
         assert error(steps, 2) < error(steps, 1) / 2
@@ -220,12 +224,12 @@ def test_second_order_steps_end_far_nearer_to_the_exact_flow():
 @pytest.mark.parametrize("call", [lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=0),
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), steps=1001),
                                   lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=-1),
-                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), order=2),
-                                  lambda: ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), eta=0, order=3),
+                                  lambda: ddpm.dpm_sample(Recorder(), None, (1, 1, 2, 2), steps=0),
+                                  lambda: ddpm.dpm_sample(Recorder(), None, (1, 1, 2, 2), guidance=math.nan),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
                                   lambda: ddpm.loss(tiny_unet(), *examples(1, K=1), weighting="steep"),
-                                  lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: ddpm.UNet(channels=8, heads=3)])
+                                  lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: unet.UNet(channels=8, heads=3)])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected|cannot"):
         call()

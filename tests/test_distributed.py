@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import accountant
-import distributed
 import dpsgd
+from machinery import distributed
 from conftest import ROOT
 from test_train import TINY, place  # noqa: F401  (a fixture)
 
@@ -57,7 +57,7 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
 
 def torchrun(*argv, **how):
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                             str(ROOT / "train.py"), *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                             str(ROOT / "tests/quick_train.py"), *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, env=dict(os.environ, OMP_NUM_THREADS="1"), start_new_session=True, **how)
 
 

@@ -8,12 +8,11 @@ import pytest
 import scipy.linalg
 import torch
 
-import checkpoint
 import data
-import ddpm
 import evaluate
-import inception
 import lora
+import unet
+from machinery import checkpoint, inception
 from conftest import tiny_unet
 from test_data import make_folder
 
@@ -177,12 +176,11 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
 
 def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    ddpm.save_unet(tmp_path / "base.pt", model := tiny_unet(classes=10))
-    base = checkpoint.fingerprint(*ddpm.load_unet(tmp_path / "base.pt").state_dict().values())
+    unet.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
     lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
     lora.save(tmp_path, lora.split(model)[0], config)
     settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28, guidance=0.0, sample_steps=2,
-                    base_sha256=base)
+                    base_sha256=checkpoint.fingerprint(*unet.load(tmp_path / "base.pt").state_dict().values()))
     (tmp_path / "config.json").write_text(json.dumps(settings))
     code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30)
     assert code == 0, error

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import accountant
-import checkpoint
 import data
 import ddpm
 import dpsgd
-import draws
 import lora
-import statement
+import sample
 import train
+import unet
+from machinery import checkpoint, draws, pld, statement
 from conftest import tiny_unet
 from test_data import write_idx
 from whole_runs import IMAGES, N, PUBLISHED, finetune, make_place, stop_after, watch
@@ -76,14 +76,14 @@ def test_the_adapter_is_the_average_and_not_the_last_weights(monkeypatch):
     monkeypatch.setattr(ddpm, "EMA", lambda *a: made.append(EMA(*a)) or made[-1])
     seen = spied(monkeypatch)
     assert finetune("--out", "run")[0] == 0
-    adapted = lora.split(lora.load(ddpm.load_unet(Path("base.pt")), Path("run")))[0]
+    adapted = lora.split(lora.load(unet.load(Path("base.pt")), Path("run")))[0]
     assert len(made) == 1 and made[0].updates == 6
     assert all(torch.equal(p, made[0].shadow[name]) for name, p in adapted.items())
     assert any(not torch.equal(p, seen[-1][0][name]) for name, p in adapted.items())
 
 
 def test_privacy_json_says_exactly_this():
-    s = train.check(train.Finetune(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
+    s = train.check(train.Settings(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
     sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
     rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
     assert statement.after(s, sigma, 6) == {
@@ -91,8 +91,8 @@ def test_privacy_json_says_exactly_this():
         "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
-        "noise": "float64 normals, added in float64, rounded once", "tail": accountant.tail(Q, sigma, 6),
-        "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": accountant.pld_epsilon(Q, sigma, 6, 1e-3),
+        "noise": "float64 normals, added in float64, rounded once", "tail": dpsgd.tail(Q, sigma, 6),
+        "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": pld.pld_epsilon(Q, sigma, 6, 1e-3),
         "best_order": order,
         "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
                   "with it",
@@ -110,7 +110,7 @@ def test_privacy_json_says_exactly_this():
             "cryptographic",
             "what the public base model learnt: the shipped ones saw only drawings made by code",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
-    for public in (train.check(train.Finetune(epsilon=float("inf"))), train.check(train.Finetune(seed=1))):
+    for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
         said = statement.after(public, 0.0 if public.seed is None else 5.0, 110)
         assert (said["private"], said["covers"]) == (False, "nothing")
 
@@ -227,7 +227,7 @@ def test_a_run_does_not_go_on_with_another_number_of_ranks(monkeypatch):
 
 def test_a_run_does_not_go_on_from_other_weights_under_the_bases_name():
     stopped()
-    ddpm.save_unet(Path("base.pt"), tiny_unet(seed=1))
+    unet.save(Path("base.pt"), tiny_unet(seed=1))
     code, _, err = finetune("--out", "run", "--resume")
     assert code == 2 and "base has changed" in err, err
 
@@ -249,8 +249,14 @@ def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
         saved.append(state.get("step"))
         save(path, state, **how)
     monkeypatch.setattr(checkpoint, "save", watched)
-    monkeypatch.setattr(train.sample, "class_strip", lambda path, *a: strips.append((path.name, saved[-1])))
-    assert finetune("--out", "run", "--peek", 3, "--save-every", 100)[0] == 0
+    monkeypatch.setattr(sample, "class_strip", lambda *a, path: strips.append((path.name, saved[-1])))
+    real = checkpoint.Run.after
+
+    def rarely(*a):
+        monkeypatch.setattr(checkpoint, "SAVE_EVERY", 100)
+        real(*a)
+    monkeypatch.setattr(checkpoint.Run, "after", rarely)
+    assert finetune("--out", "run", "--peek", 3)[0] == 0
     assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)]
 
 

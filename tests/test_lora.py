@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-import ddpm
 import lora
+import unet
 from conftest import examples, tiny_adapted, tiny_unet
 
 BOTH = lora.ATTENTION + lora.CONVOLUTIONS
@@ -46,7 +46,7 @@ def test_A_has_the_papers_spread_and_B_is_zero():
 
 def test_the_papers_celeba_64_adapter_has_479232_weights():
     with torch.device("meta"):
-        model = ddpm.UNet(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2, attention_levels=(0, 1, 2), heads=8,
+        model = unet.UNet(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2, attention_levels=(0, 1, 2), heads=8,
                           classes=None, patch=2)
         adapted = lora.inject(model, rank=16, alpha=16)
     trainable, _ = lora.split(model)
@@ -56,7 +56,7 @@ def test_the_papers_celeba_64_adapter_has_479232_weights():
 
 def test_inject_freezes_all_but_the_factors_and_the_class_embedding():
     model = tiny_unet()
-    assert lora.inject(model, 2, 2.0) == 2 * sum(isinstance(m, ddpm.Attention) for m in model.modules())
+    assert lora.inject(model, 2, 2.0) == 2 * sum(isinstance(m, unet.Attention) for m in model.modules())
     trainable, frozen = lora.split(model)
     assert all(name.endswith(("lora_A", "lora_B")) or name == "class_embedding.weight" for name in trainable)
     assert "class_embedding.weight" in trainable
@@ -82,7 +82,7 @@ def test_baselines_train_what_they_say():
     assert not lora.split(full)[1]
     names = lora.split(attention)[0]
     assert all("qkv" in name or "proj" in name or name == "class_embedding.weight" for name in names)
-    assert len(names) == 4 * sum(isinstance(m, ddpm.Attention) for m in attention.modules()) + 1
+    assert len(names) == 4 * sum(isinstance(m, unet.Attention) for m in attention.modules()) + 1
 
 
 @pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention", "full"])
@@ -105,7 +105,7 @@ def test_an_adapter_of_another_network_or_none_is_refused(tmp_path):
     model = tiny_adapted()
     lora.save(tmp_path, lora.split(model)[0], lora.describe("lora", 2, 3.0, True))
     with pytest.raises(ValueError, match="another network"):
-        lora.load(ddpm.UNet(channels=16), tmp_path)
+        lora.load(unet.UNet(channels=16), tmp_path)
     (tmp_path / "adapter_model.bin").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="no readable adapter"):
         lora.load(tiny_unet(), tmp_path)

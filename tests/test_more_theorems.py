@@ -5,18 +5,19 @@ import json
 import math
 import os
 import pickle
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
 import accountant
-import checkpoint
-import ddpm
 import dpsgd
 import lora
 import sample
 import train
+import unet
+from machinery import checkpoint, statement
 from conftest import tiny_unet
 from whole_runs import IMAGES, N, Code, finetune, make_place, stop_after, watch
 
@@ -65,8 +66,9 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
         for p in trainable.values():
             p.add_(0.3 * torch.randn_like(p))
     images, labels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8), torch.arange(n)
-    monkeypatch.setattr(ddpm, "autocast", lambda device: contextlib.nullcontext())     # float32: no rounding to speak of
-    s = train.Finetune(K=K, train=what, drop=0.5)
+    monkeypatch.setattr(unet, "autocast", lambda device: contextlib.nullcontext())     # float32: no rounding to speak of
+    monkeypatch.setattr(train, "DROP", 0.5)
+    s = train.Settings(K=K, train=what)
 
     def step(first):
         examples = train.noised(images[first:], labels[first:], torch.tensor(3), 1, model.classes, s)
@@ -148,7 +150,7 @@ def test_what_a_run_says_depends_on_public_constants_alone(tmp_path, monkeypatch
 def test_the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted(monkeypatch):
     """Had a run really taken 4 of its 6 steps, or 7, the statement would say so."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(train, "report", lambda *arguments: m.setattr(train, "kept", arguments, raising=False))
+        m.setattr(statement, "publish", lambda *arguments: m.setattr(train, "kept", arguments, raising=False))
         code, _, err = finetune("--out", "ledger", "--epsilon", 20)
         assert code == 0, err
         s, sigma, metrics, *rest = train.kept
@@ -156,7 +158,7 @@ def test_the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted(monke
     s = dataclasses.replace(s, epsilon=40.0)                             # room for a seventh step
     for rows in (metrics[:4], metrics + [[7, None, None]]):
         Path("ledger", "checkpoint.pt").touch()
-        train.report(s, sigma, rows, *rest)
+        statement.publish(s, sigma, rows, *rest)
         said = json.loads(Path("ledger", "privacy.json").read_text())
         assert (said["steps"], said["epsilon"]) == (len(rows), accountant.epsilon(Q, sigma, len(rows), 1e-3)[0])
 
@@ -193,18 +195,23 @@ def test_a_checkpoint_goes_on_only_under_the_settings_it_was_written_under(now, 
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
-def test_a_checkpoint_is_readable_by_its_owner_alone(left_behind, tmp_path):
+def test_a_checkpoint_is_readable_by_its_owner_alone(left_behind, tmp_path, monkeypatch):
     """Also where an older file of the same name was readable by all."""
     if left_behind:
         for name in ("c.pt", "c.pt.partial"):
             (tmp_path / name).touch(0o644)
-    old, seen = os.umask(0), []
+    old, seen, fsync = os.umask(0), [], os.fsync
+
+    def watched(descriptor):
+        seen.append(os.fstat(descriptor))
+        fsync(descriptor)
+    monkeypatch.setattr(os, "fsync", watched)
     try:
-        checkpoint.write_atomically(tmp_path / "c.pt", lambda f: seen.append(os.fstat(f.fileno()).st_mode & 0o777), mode=0o600)
         checkpoint.save(tmp_path / "c.pt", dict(settings={}))
     finally:
         os.umask(old)
-    assert seen == [0o600] and (tmp_path / "c.pt").stat().st_mode & 0o777 == 0o600
+    modes = [oct(mode.st_mode & 0o777) for mode in seen if stat.S_ISREG(mode.st_mode)]
+    assert modes == [oct(0o600)] and (tmp_path / "c.pt").stat().st_mode & 0o777 == 0o600
 
 
 # --- files from elsewhere
@@ -214,7 +221,7 @@ def test_code_inside_a_file_is_refused_and_never_run(what, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora.describe("lora", 2, 3.0, True)))
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Code(), protocol=2))
-    read = dict(base=lambda: ddpm.load_unet(tmp_path / "adapter_model.bin"),
+    read = dict(base=lambda: unet.load(tmp_path / "adapter_model.bin"),
                 adapter=lambda: lora.load(tiny_unet(), tmp_path),
                 checkpoint=lambda: checkpoint.load(tmp_path / "adapter_model.bin", {}))[what]
     with contextlib.suppress(ValueError):

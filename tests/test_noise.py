@@ -57,7 +57,7 @@ def needed(q: float, sigma: float, steps: int, delta: float) -> float:
 
 
 def default():
-    s = train.check(train.Finetune())
+    s = train.check(train.Settings())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     return dict(q=s.B / s.N, sigma=sigma, steps=s.steps, delta=s.delta)
 
@@ -66,10 +66,10 @@ def test_the_longest_normal_reaches_as_far_as_delta_sigma_and_T_need():
     """Also that float32's 5.77 does not: it is the fault that was."""
     runs = [default()] + [{name: run[name] for name in ("q", "sigma", "steps", "delta")} for run in SHIPPED]
     longest = audit.reach(torch.Generator().manual_seed(0))
-    assert longest == pytest.approx(accountant.REACH) and len(runs) == 5
+    assert longest == pytest.approx(dpsgd.REACH) and len(runs) == 5
     for run in runs:
         assert needed(**run) < longest, run
-        assert accountant.tail(run["q"], run["sigma"], run["steps"]) < run["delta"] / 100, run
+        assert dpsgd.tail(run["q"], run["sigma"], run["steps"]) < run["delta"] / 100, run
     assert needed(**runs[0]) > 5.77
 
 
@@ -84,15 +84,15 @@ def test_the_radii_of_the_normals_lie_on_no_lattice_that_float32_has():
 @pytest.mark.parametrize("q, sigma, steps", [(1, 0.4526, 1), (0.01, 0.6, 200), (0.5, 0.2, 3), (1, 0.1, 1)])
 def test_the_tail_is_an_upper_bound_of_the_chance_that_a_pair_had_to_be_longer(q, sigma, steps):
     """Exactly: the length of a pair of normals pushed by 1/sigma is noncentral chi, 2 degrees of freedom."""
-    exact = q * steps * scipy.stats.ncx2.sf(accountant.REACH**2, 2, 1 / sigma**2)
-    assert min(exact, 1) <= accountant.tail(q, sigma, steps) <= max(30 * exact, 1e-12)
+    exact = q * steps * scipy.stats.ncx2.sf(dpsgd.REACH**2, 2, 1 / sigma**2)
+    assert min(exact, 1) <= dpsgd.tail(q, sigma, steps) <= max(30 * exact, 1e-12)
 
 
 def test_a_run_whose_noise_is_too_short_for_its_delta_is_refused():
-    s = train.check(train.Finetune(epsilon=1000.0))
+    s = train.check(train.Settings(epsilon=1000.0))
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     with pytest.raises(ValueError, match="expected a smaller --epsilon"):
-        train.statement.plan(s, sigma, 1, 1)
+        train.statement.plan(s, sigma, {}, torch.nn.Linear(1, 1), "", {})
 
 
 @pytest.mark.parametrize("noise, longest", [(dpsgd.add_noise, 8.57), (coarse_noise, 5.77)])

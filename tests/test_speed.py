@@ -61,4 +61,4 @@ def test_every_shape_changes_the_base_point_in_settings_that_exist():
 
 def test_peak_memory_and_calibration_are_positive():
     assert speed.peak_of_a_lot(3, 2, 4, CPU) > 2**20
-    assert speed.seconds_of_calibrations(speed.train.check(speed.train.Finetune()), peers=False)["ours"] > 0
+    assert speed.seconds_of_calibrations(speed.train.check(speed.train.Settings()), peers=False)["ours"] > 0

@@ -7,17 +7,22 @@ import pytest
 
 from conftest import ROOT
 
-FILES = {p.stem: p for p in ROOT.glob("*.py")}
+FILES = {p.stem: p for folder in (".", "machinery", "drawings") for p in ROOT.glob(f"{folder}/*.py")}
 ALLOWED = {                                                              # file -> the files of ours that it may import
-    "folders": set(), "data": {"folders"}, "autoencoder": {"checkpoint", "data"},
-    "ddpm": {"autoencoder", "checkpoint"}, "dpsgd": set(), "accountant": set(), "checkpoint": set(),
-    "lora": {"checkpoint", "ddpm"}, "sample": {"checkpoint", "data", "ddpm", "lora", "screen"},
-    "distributed": set(), "screen": set(), "draws": set(), "presets": set(), "clothes": set(), "statement": {"accountant"},
-    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "presets", "sample", "screen", "train"},
-    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "lora", "presets",
-              "sample", "screen", "statement"},
-    "inception": set(), "evaluate": {"checkpoint", "data", "ddpm", "folders", "inception", "lora", "sample", "screen"},
-    "audit": {"accountant", "data", "ddpm", "dpsgd", "lora", "sample", "train"},
+    "screen": set(), "distributed": set(), "draws": set(), "folders": set(), "inception": set(),
+    "glyphs": set(), "clothes": set(), "flags": {"screen"}, "checkpoint": {"distributed"},
+    "data": {"folders"}, "autoencoder": {"checkpoint", "data"},
+    "unet": {"autoencoder", "checkpoint", "data"}, "ddpm": set(), "lora": {"checkpoint"},
+    "dpsgd": {"distributed"}, "accountant": {"screen"}, "pld": {"accountant", "screen"},
+    "sample": {"checkpoint", "data", "ddpm", "lora", "screen", "unet"},
+    "statement": {"accountant", "checkpoint", "data", "dpsgd", "lora", "pld", "sample", "unet"},
+    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "flags", "glyphs", "sample", "screen",
+                 "unet"},
+    "train": {"accountant", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws", "flags", "lora", "pld",
+              "sample", "screen", "statement", "unet"},
+    "evaluate": {"checkpoint", "data", "folders", "inception", "sample", "screen", "unet"},
+    "audit": {"accountant", "dpsgd", "pld", "screen"},
+    "membership": {"accountant", "data", "ddpm", "dpsgd", "lora", "screen", "train", "unet"},
 }
 PACKAGES = {"torch", "torchvision", "numpy", "scipy", "tqdm", "PIL"}     # PIL comes with torchvision
 
@@ -27,6 +32,8 @@ def imports(path, top_level_only=False):
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name.split(".")[0] for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("machinery", "drawings"):
+            yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module.split(".")[0]
 
@@ -37,6 +44,31 @@ def test_imports_point_one_way_and_need_only_the_declared_packages(name):
     assert ours <= ALLOWED[name], f"{name}.py must not import {ours - ALLOWED[name]}"
     foreign = {i for i in imports(FILES[name]) if i not in FILES and i not in sys.stdlib_module_names}
     assert foreign <= PACKAGES, f"{name}.py needs {foreign - PACKAGES}, which requirements.txt does not name"
+
+
+def test_no_file_imports_one_that_imports_it_not_even_in_its_demonstration():
+    found = {name: {i for i in imports(path) if i in FILES} for name, path in FILES.items()}
+    for name, below in found.items():
+        for _ in FILES:
+            below = below | {deeper for i in below for deeper in found[i]}
+        assert name not in below, f"{name}.py is imported by what it imports"
+
+
+def test_the_top_level_is_what_the_papers_reader_looks_for():
+    assert {p.stem for p in ROOT.glob("*.py")} == {
+        "accountant", "audit", "autoencoder", "data", "ddpm", "dpsgd", "evaluate", "lora", "pretrain", "sample",
+        "train", "unet"}
+
+
+def test_train_is_read_in_one_sitting():
+    text = FILES["train"].read_text()
+    assert len(text.splitlines()) <= 200 and "lambda" not in text
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_lines_are_at_most_110_characters(name):
+    long = [line for line in FILES[name].read_text().splitlines() if len(line) > 110]
+    assert not long, long
 
 
 def test_the_privacy_code_knows_nothing_of_diffusion():

@@ -13,16 +13,17 @@ import data
 import ddpm
 import lora
 import sample
-import statement
 import train
+import unet
+from machinery import pld, statement
+from drawings import glyphs
 from conftest import ROOT, examples, tiny_unet
 from test_data import make_folder, write_idx
 
-TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--lora-alpha", "3", "--delta", "1e-3", "--device", "cpu",
-        "--save-every", "2", "--sample-steps", "2"]
+TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e-3", "--device", "cpu"]
 
 
-def command(*argv, program="train.py"):
+def command(*argv, program="tests/quick_train.py"):
     return subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], capture_output=True, text=True, cwd=ROOT)
 
 
@@ -30,8 +31,8 @@ def command(*argv, program="train.py"):
 def place(tmp_path_factory):
     """A folder with a tiny base model and 200 "private" images of 28 x 28 in MNIST's format."""
     place = tmp_path_factory.mktemp("place")
-    ddpm.save_unet(place / "base.pt", tiny_unet())
-    images, labels = data.glyphs(200, torch.Generator().manual_seed(1))
+    unet.save(place / "base.pt", tiny_unet())
+    images, labels = glyphs.draw(200, torch.Generator().manual_seed(1))
     write_idx(place, data.to_uint8(images[:, 0]).numpy(), labels.to(torch.uint8).numpy())
     return place
 
@@ -59,12 +60,12 @@ def test_the_statement_agrees_with_the_accountant(run):
     assert said["epsilon"] == accountant.epsilon(20 / 200, said["sigma"], 6, 1e-3)[0] <= 10
     assert float(rows[-1]["epsilon_rdp"]) == said["epsilon"]
     assert float(rows[2]["epsilon_rdp"]) == accountant.epsilon(20 / 200, said["sigma"], 3, 1e-3)[0]
-    assert (said["N"], said["B"], said["q"], said["K"], said["C"]) == (200, 20, 0.1, 2, train.Finetune.C)
+    assert (said["N"], said["B"], said["q"], said["K"], said["C"]) == (200, 20, 0.1, 2, train.Settings.C)
     assert said["private"] is True
 
 
 def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise():
-    loose, tight = (train.check(train.Finetune(accountant=name)) for name in ("rdp", "pld"))
+    loose, tight = (train.check(train.Settings(accountant=name)) for name in ("rdp", "pld"))
     sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, s.accountant) for s in (loose, tight)]
     said = [statement.after(s, sigma, s.steps) for s, sigma in zip((loose, tight), sigma)]
     assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
@@ -73,7 +74,7 @@ def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise():
 
 def test_only_adapters_and_class_embedding_change(run, place):
     folder, _ = run
-    before, after = ddpm.load_unet(place / "base.pt").state_dict(), lora.load(ddpm.load_unet(place / "base.pt"), folder)
+    before, after = unet.load(place / "base.pt").state_dict(), lora.load(unet.load(place / "base.pt"), folder)
     trainable, frozen = lora.split(after)
     for name, p in frozen.items():
         assert torch.equal(p, before[name.replace(".base.", ".")]), name
@@ -93,7 +94,7 @@ def test_the_adapter_loads_in_sample(run, tmp_path):
 def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
-    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(eta=0.0, order=2)),
+    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(sampler="dpm")),
                        (("--floor", "100"), dict(floor=100))):
         argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5, "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
@@ -145,7 +146,7 @@ def test_a_finished_run_is_never_overwritten(run):
 
 
 def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
-    s = train.check(train.Finetune())
+    s = train.check(train.Settings())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     assert statement.after(s, sigma, s.steps)["epsilon"] <= s.epsilon
     with pytest.raises(RuntimeError, match="promised"):
@@ -154,7 +155,7 @@ def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
 
 def test_colour_folders_work_end_to_end(tmp_path):
     make_folder(tmp_path / "pictures")
-    ddpm.save_unet(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
+    unet.save(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
     done = command(*TINY, "--N", 6, "--B", 3, "--data", f"folder:{tmp_path / 'pictures'}", "--size", 16, "--base",
                    tmp_path / "base.pt", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -170,27 +171,27 @@ def test_every_image_has_one_gradient_whatever_K(K):
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    s, images = train.Finetune(K=K), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    s, images = train.Settings(K=K), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     lot = train.noised(images, torch.tensor([1, 2, 3]), torch.tensor(0), 1, model.classes, s)
     gradients = train.private_gradients(model, frozen, s)(trainable, *lot)
     assert all(g.shape == (3, *trainable[name].shape) for name, g in gradients.items())
 
 
-@pytest.mark.parametrize("weighting", ddpm.WEIGHTINGS)
-def test_private_gradients_weight_t_as_declared(weighting, monkeypatch):
+@pytest.mark.parametrize("how, weighting", [(how, law[1]) for how, law in ddpm.DRAWS.items()])
+def test_private_gradients_weight_t_as_declared(how, weighting, monkeypatch):
     seen, loss = [], ddpm.loss
     monkeypatch.setattr(ddpm, "loss", lambda *args, **how: (seen.append(how), loss(*args, **how))[1])
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    train.private_gradients(model, frozen, train.Finetune(weighting=weighting))(trainable, *examples(3, K=2))
+    train.private_gradients(model, frozen, train.Settings(draws=how))(trainable, *examples(3, K=2))
     assert seen == [dict(weighting=weighting)]
 
 
 @pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])
 def test_the_shipped_bases_are_small_and_load(name):
     assert (ROOT / "assets" / name).stat().st_size <= 4_000_000
-    assert sample.image_shape(ddpm.load_unet(ROOT / "assets" / name), 28) == (1, 28, 28)
+    assert sample.image_shape(unet.load(ROOT / "assets" / name), 28) == (1, 28, 28)
 
 
 @pytest.mark.parametrize("epsilon", [1, 10])
@@ -198,7 +199,7 @@ def test_the_shipped_bases_are_small_and_load(name):
 def test_the_shipped_adapters_load_and_their_statements_hold(name, epsilon):
     folder = ROOT / "assets" / f"{name}-eps{epsilon}"
     said = json.loads((folder / "privacy.json").read_text())
-    assert said["private"] and accountant.pld_epsilon(said["q"], said["sigma"], said["steps"], said["delta"]) <= epsilon
+    assert said["private"] and pld.pld_epsilon(said["q"], said["sigma"], said["steps"], said["delta"]) <= epsilon
     assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])[0])
     assert said["q"] == said["B"] / said["N"] and len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
     base, adapted = (sample.load_run(folder, public) for public in (True, False))

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import data
-import ddpm
 import dpsgd
 import sample
 import train
+import unet
 from conftest import tiny_unet
+from quick_train import QUICK
 from test_data import write_idx
 
 N, IMAGES = 400, 200         # declared and real number of images: they differ, so that mistaking one for the other shows
-FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --lora-alpha 3 --delta 1e-3 --C 0.02 --K 1 --device cpu --save-every 2 "
-         "--guidance 0 --sample-steps 3 --data-dir data --base base.pt").split()
+FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --delta 1e-3 --C 0.02 --K 1 --device cpu "
+         "--data-dir data --base base.pt").split()
 PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json", "samples.png")
 
 
@@ -31,7 +32,7 @@ def make_place(folder, images=IMAGES, seed=0, name="data"):
     pixels[:, 0, 0] = np.arange(images)
     (folder / name).mkdir(parents=True)
     write_idx(folder / name, pixels, np.arange(images, dtype=np.uint8) % 10)
-    ddpm.save_unet(folder / "base.pt", tiny_unet())
+    unet.save(folder / "base.pt", tiny_unet())
     return folder
 
 
@@ -59,8 +60,10 @@ def call(main, *argv) -> tuple[int, str, str]:
 
 
 def finetune(*flags, picture=False) -> tuple[int, str, str]:
-    """`python train.py` with small settings in the current folder; without samples.png, which takes most of the time."""
+    """`python train.py`, small and quick, in the current folder; without samples.png, most of the time."""
     with pytest.MonkeyPatch.context() as m:
+        for module, name, value in QUICK:
+            m.setattr(module, name, value)
         if not picture:
             m.setattr(sample, "before_and_after", lambda *_: None)
         return call(train.main, *FLAGS, *flags)

@@ -1,7 +1,7 @@
 """bug10 -- the Gaussian mechanism's epsilon in closed form, as in the textbook."""
 import math
 
-STANDS_IN_FOR = "accountant.gaussian_epsilon"
+STANDS_IN_FOR = "machinery.pld.gaussian_epsilon"
 
 
 def gaussian_epsilon(sigma, delta):

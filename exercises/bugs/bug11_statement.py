@@ -1,7 +1,7 @@
 """bug11 -- privacy.json: what was planned is what was spent."""
-import statement
+from machinery import statement
 
-STANDS_IN_FOR = "statement.after"
+STANDS_IN_FOR = "machinery.statement.after"
 statement_of = statement.after                                           # the repository's
 
 

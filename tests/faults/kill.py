@@ -33,6 +33,8 @@ def start(out: str, *flags: str) -> int:
     try:
         log = os.open(out + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1), os.dup2(log, 2)
+        for module, name, value in whole_runs.QUICK:
+            setattr(module, name, value)
         sys.argv = ["train.py", *whole_runs.FLAGS, "--steps", "30", "--seed", "7", "--out", out, *flags]
         train.main()
         sys.stdout.flush()

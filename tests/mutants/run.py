@@ -45,7 +45,8 @@ it fails by its own assertion; code that merely crashes has proved nothing. This
 
 def copy(folder: Path) -> None:
     """The repository's code and tests, without their history and their data."""
-    for source in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", *(ROOT / "tests").glob("*.py")]:
+    code = [file for part in (".", "machinery", "drawings", "tests") for file in ROOT.glob(f"{part}/*.py")]
+    for source in [*code, ROOT / "pyproject.toml"]:
         target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)

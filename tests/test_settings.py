@@ -1,6 +1,8 @@
 """Theorems about other data: the paper's settings, and colour images in torchvision's own layouts, end to end."""
+import dataclasses
 import json
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -8,48 +10,69 @@ import pytest
 import torch
 from PIL import Image
 
+import accountant
 import data
-import ddpm
 import lora
-import presets
+import pretrain
 import train
-from conftest import tiny_unet
+import unet
+from machinery import flags
+from conftest import ROOT, tiny_unet
+from quick_train import QUICK
 
 PIXELS = np.random.default_rng(0)
+PAGE = (ROOT / "docs" / "settings.md").read_text().replace("\\\n", " ")
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")][2:]
+COMMANDS = re.findall(r"^python train.py (.*)$", PAGE, re.M)
 
 
-def parsed(*argv) -> train.Finetune:
-    return train.check(train.parse(train.Finetune, list(argv))[1])
+def parsed(*argv) -> train.Settings:
+    return train.check(flags.parse(train.Settings, "train.py", train.__doc__, list(argv)))
+
+
+def paper(data_set: str) -> train.Settings:
+    return parsed(*next(c for c in COMMANDS if f"--data {data_set} " in c).split())
 
 
 @pytest.mark.parametrize("name, r, K, C, delta, B, epochs", [
-    ("mnist", 8, 12, 1e-3, 1e-5, 2000, 200), ("cifar10", 8, 8, 1e-3, 1e-5, 80, 20), ("celeba64", 16, 4, 5e-4, 1e-6, 8192, 20)])
-def test_presets_are_the_papers_settings(name, r, K, C, delta, B, epochs):
-    s = parsed("--preset", name)
-    assert (s.rank, s.lora_alpha, s.K, s.C, s.delta, s.B) == (r, r, K, C, delta, B)
-    assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[s.data][0]
+    ("mnist", 8, 12, 1e-3, 1e-5, 2000, 200), ("fashion-mnist", 8, 12, 1e-3, 1e-5, 2000, 200),
+    ("cifar10", 8, 8, 1e-3, 1e-5, 80, 20), ("celeba", 16, 4, 5e-4, 1e-6, 8192, 20)])
+def test_the_commands_are_the_papers_settings(name, r, K, C, delta, B, epochs):
+    s = paper(name)
+    assert (s.rank, s.K, s.C, s.delta, s.B) == (r, K, C, delta, B)
+    assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[name][0]
 
 
-def test_a_flag_wins_over_its_preset():
-    assert parsed("--preset", "mnist", "--rank", "3", "--epsilon", "1").rank == 3
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_table_says_what_the_commands_say_and_the_accountants_noise(row):
+    for name in row[0].split(", "):
+        s = paper(name)
+        assert row[1:7] == [f"{x:g}" if x < 1e5 else str(x) for x in (s.rank, s.K, s.C, s.delta, s.B, s.steps)]
+    for epsilon, said in ((1, row[8]), (10, row[9])):
+        assert said == f"{accountant.calibrate(epsilon, s.delta, s.B / s.N, s.steps):.3f}"
 
 
-def test_the_celeba64_preset_has_479232_adapter_weights_and_no_class_embedding():
+def test_the_celeba_64_settings_have_479232_adapter_weights_and_no_class_embedding():
     with torch.device("meta"):
-        model = ddpm.UNet(**presets.PRESETS["celeba64"][0])
-        lora.attach(model, lora.describe("lora", parsed("--preset", "celeba64").rank, 16, model.classes is not None))
+        model, r = unet.UNet(**pretrain.UNETS["celeba64"]), paper("celeba").rank
+        lora.attach(model, lora.describe("lora", r, r, model.classes is not None))
     trainable = lora.split(model)[0]
     assert sum(p.numel() for p in trainable.values()) == 479_232 and not any("class" in name for name in trainable)
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_presets_unet_takes_its_images(name):
-    unet, s = presets.PRESETS[name]
+@pytest.mark.parametrize("shape, name", [("small", "mnist"), ("cifar10", "cifar10"), ("celeba64", "celeba")])
+def test_every_unet_takes_its_images(shape, name):
+    _, c, side, _ = data.KNOWN[name]
     with torch.device("meta"):
-        model = ddpm.UNet(**unet)
-        _, c, side, _ = data.KNOWN.get(s["data"], (0, 3, s.get("size"), None))
-        out = model(torch.zeros(2, c, side, side), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+        none = torch.zeros(2, dtype=torch.long)
+        out = unet.UNet(**pretrain.UNETS[shape])(torch.zeros(2, c, side, side), none, none)
     assert out.shape == (2, c, side, side)
+
+
+@pytest.mark.parametrize("settings", [train.Settings, pretrain.Settings])
+def test_every_flags_help_is_the_comment_beside_it(settings):
+    said = flags.comments(settings)
+    assert list(said) == [field.name for field in dataclasses.fields(settings)] and all(map(str.strip, said.values()))
 
 
 def write_cifar10(root):
@@ -85,10 +108,12 @@ def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, 
     images, labels = data.load(name, "train", tmp_path)
     assert images.shape == (n, 3, side, side) and images.dtype == torch.uint8 and len(labels) == n
 
-    ddpm.save_unet(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
+    unet.save(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
                                       "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2",
-                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1", "--sample-steps", "2"])
+                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
+    for module, constant, value in QUICK:
+        monkeypatch.setattr(module, constant, value)
     train.main()
     assert json.loads((tmp_path / "run" / "privacy.json").read_text())["steps"] == 2
     assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "peek-00002.png").exists()

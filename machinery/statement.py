@@ -6,10 +6,21 @@
 
 What is covered is the FOLDER of a finished run. The screen, the log, the exit code, the time that a step
 takes and the checkpoint are the curator's alone: they may depend on single images, no epsilon covers them.
+
+  $ python -m machinery.statement      # what a shipped run says
 """
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import accountant
+import data
+import dpsgd
+import lora
+import sample
+import unet
+from machinery import checkpoint, pld
 
 COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
 NOISE = "float64 normals, added in float64, rounded once"
@@ -28,16 +39,19 @@ NOT_COVERED = [
 ]
 
 
-def plan(s, sigma: float, trained: int, total: int) -> str:
-    """Every public constant of a run (train.Finetune s), before the first private image is read.
+def plan(s, sigma: float, trainable: dict, model, where: str, declared: dict) -> str:
+    """Every public constant of a run (train.Settings s), before the first private image is read.
 
     Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
-    if s.epsilon < math.inf and accountant.tail(s.B / s.N, sigma, s.steps) > s.delta / 100:
+    q = s.B / s.N
+    if s.epsilon < math.inf and dpsgd.tail(q, sigma, s.steps) > s.delta / 100:
         raise ValueError(f"--epsilon {s.epsilon:g} leaves so little noise (sigma = {sigma:.3f}) that float64 "
                          f"normals are too short for delta = {s.delta:g}; expected a smaller --epsilon, or "
                          f"inf for a run without privacy")
-    q, norm = s.B / s.N, sigma * math.sqrt(trained) / s.B
+    trained = sum(p.numel() for p in trainable.values())
+    total = sum(p.numel() for p in model.parameters())
+    norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
              f"          epsilon <= {s.epsilon:g} at delta = {s.delta:g}  ->  sigma = {sigma:.4f}; "
              f"C = {s.C:g}, K = {s.K}",
@@ -49,6 +63,9 @@ def plan(s, sigma: float, trained: int, total: int) -> str:
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
                      "tests and teaching.")
+    lines.append(f"          {where}")
+    if s.data not in data.KNOWN and declared:
+        lines.append("          declared classes, and the base's: " + data.table(**declared))
     return "\n".join(lines)
 
 
@@ -57,11 +74,11 @@ def after(s, sigma: float, steps: int) -> dict:
 
     Errors: more was spent than promised -> RuntimeError, and the caller must publish nothing
     """
-    rdp, order, pld = math.inf, None, math.inf
+    rdp, order, tight = math.inf, None, math.inf
     if s.epsilon < math.inf:
         rdp, order = accountant.epsilon(s.B / s.N, sigma, steps, s.delta)
-        pld = accountant.pld_epsilon(s.B / s.N, sigma, steps, s.delta)
-    spent = pld if s.accountant == "pld" else rdp
+        tight = pld.pld_epsilon(s.B / s.N, sigma, steps, s.delta)
+    spent = tight if s.accountant == "pld" else rdp
     if spent > s.epsilon:
         raise RuntimeError(f"spent epsilon = {spent} > promised {s.epsilon}: calibrate and epsilon disagree; "
                            f"nothing was saved")
@@ -70,8 +87,8 @@ def after(s, sigma: float, steps: int) -> dict:
                 neighbours="add or remove one image", unit_of_privacy="one image",
                 N=s.N, B=s.B, q=s.B / s.N, C=s.C, K=s.K, sigma=sigma, steps=steps,
                 mechanism="Poisson-sampled Gaussian, one noise draw a step",
-                noise=NOISE if sigma > 0 else "none", tail=accountant.tail(s.B / s.N, sigma, steps),
-                accountant=s.accountant, epsilon_rdp=shown(rdp), epsilon_pld=shown(pld), best_order=order,
+                noise=NOISE if sigma > 0 else "none", tail=dpsgd.tail(s.B / s.N, sigma, steps),
+                accountant=s.accountant, epsilon_rdp=shown(rdp), epsilon_pld=shown(tight), best_order=order,
                 covers=COVERED if private else "nothing", does_not_cover=NOT_COVERED)
 
 
@@ -89,12 +106,28 @@ def text(facts: dict) -> str:
     return "\n".join(lines)
 
 
+def publish(s, sigma: float, metrics: list, model, trainable: dict, shape: tuple, base: str) -> None:
+    """Write the run's folder, the statement last, and say it on the screen.
+
+    metrics: a row a step; shape: (C, H, W) of an image; base: fingerprint of the public base
+    """
+    out, facts = Path(s.out), after(s, sigma, len(metrics))
+    rows = [["step", "epsilon_rdp", "best_order"], *metrics]
+    checkpoint.write_text(out / "metrics.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+    declared = data.declared_classes(s.data, s.classes, model)
+    config = dict(dataclasses.asdict(s), side=shape[-1], base_sha256=base) | declared
+    checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+    lora.save(out, trainable, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
+    public = unet.load(Path(s.base))
+    sample.before_and_after(out / "samples.png", public, model, shape, declared.get("labels"))
+    checkpoint.write_text(out / "privacy.json", json.dumps(facts, indent=2) + "\n")
+    (out / "checkpoint.pt").unlink()                                     # and with it the noise's state
+
+    print(f"\n{out}/: samples.png (public before | private after), adapter_model.bin, privacy.json, "
+          f"config.json, metrics.csv")
+    print(text(facts))
+    print(f"next: python sample.py {out} --n 100 --out grid.png")
+
+
 if __name__ == "__main__":
-    import train
-    s = train.check(train.Finetune())
-    model = train.ddpm.load_unet(train.Path(__file__).parent / s.base)
-    train.lora.inject(model, s.rank, s.lora_alpha)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
-    print(plan(s, sigma, trained, sum(p.numel() for p in model.parameters())))
-    print("\nand if all steps run:\n" + text(after(s, sigma, s.steps)))
+    print(text(json.loads((data.ASSETS / "mnist-eps10" / "privacy.json").read_text())))

@@ -1,12 +1,26 @@
 """screen.py -- what a program says: one line when it fails, and no progress bar in a log file.
 
-  $ python screen.py | head -1     # its reader goes away; the work goes on
+  $ python -m machinery.screen | head -1     # its reader goes away; the work goes on
 """
+import argparse
 import contextlib
 import os
 import sys
 
 import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags with their defaults in --help, under the first line of the program's docstring; one that is wrong
+    ends the program in one line.
+    """
+
+    def __init__(self, doc: str, prog: str | None = None):
+        super().__init__(prog=prog, description=doc.splitlines()[0],
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> None:
+        fail(self.prog, 2, message)
 
 
 class _Unread:

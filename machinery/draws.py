@@ -8,9 +8,10 @@ when an image before it is taken out.
 
     output k of the stream with seed s is  mix(s + k gamma), k = 1, 2, ..   [SplitMix64, Steele et al. 2014]
 
-  $ python draws.py           # the published test vector, one image's draws in two lots, the time they take
+  $ python -m machinery.draws    # the published test vector, one image's draws in two lots, their time
 """
 import math
+import os
 import time
 
 import torch
@@ -29,6 +30,11 @@ def mix(z: Tensor) -> Tensor:
     z = (z ^ shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
     return z ^ shifted(z, 31)
+
+
+def new_key(seed: int | None = None) -> Tensor:
+    """A run's key, one int64: the seed, or 64 bits of the operating system. It is not secret."""
+    return torch.tensor(int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed)
 
 
 def streams(key: Tensor, step: int, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A picture is what a viewer shows of it, and what cannot be read is refused by name or named on the screen.
 
-  $ python folders.py PATH         # what is in a folder of pictures: classes, sizes
+  $ python -m machinery.folders PATH         # what is in a folder of pictures: classes, sizes
 """
 import hashlib
 import re
@@ -110,7 +110,7 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)
-        if channels == 1 and np.ptp(colour, axis=2).max() > 16:          # grey levels; a JPEG's differ by a few
+        if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ a little
             raise ValueError("it has colours, 3 channels; expected 1 channels as the base has, grey")
         image = image.convert("L" if channels == 1 else "RGB")
     except Exception as e:

@@ -6,6 +6,7 @@ together that is one Poisson lot. Clipped sums are added by one all-reduce, rank
 
   $ torchrun --standalone --nproc-per-node=2 train.py --device cpu --out runs/two
 """
+import contextlib
 import datetime
 import os
 import signal
@@ -25,7 +26,7 @@ def start(device: torch.device) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
-    signal.signal(signal.SIGTERM, lambda *_: lost())             # torchrun's word that another rank has died
+    signal.signal(signal.SIGTERM, lost)                          # torchrun's word that another rank has died
     return dist.get_rank(), ranks, device
 
 
@@ -34,10 +35,34 @@ def first() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def lost() -> None:
+def rank() -> int:
+    """This process's number in the group, 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def lost(*_) -> None:
     """End this rank because another one has died."""
     sys.exit("another rank died, so the run ends here; the last checkpoint is intact: "
              "start again with --resume")
+
+
+def sum_over_ranks(total: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sum over all ranks, in one all-reduce; `total` itself without a group."""
+    if not dist.is_initialized():
+        return total
+    flat = torch.cat([g.flatten() for g in total.values()])
+    answered(dist.all_reduce, flat)
+    parts = flat.split([g.numel() for g in total.values()])
+    return {name: part.view(g.shape) for (name, g), part in zip(total.items(), parts)}
+
+
+@contextlib.contextmanager
+def answering():
+    """Inside the `with`, a collective that nobody answers ends this rank. No other error is a lost rank."""
+    try:
+        yield
+    except ConnectionError:
+        lost()
 
 
 def same_everywhere(params: dict[str, torch.Tensor]) -> None:
@@ -47,9 +72,9 @@ def same_everywhere(params: dict[str, torch.Tensor]) -> None:
             answered(dist.broadcast, p.data, 0)
 
 
-def states(generators: list[torch.Generator]) -> list[list[torch.Tensor]]:
-    """[rank][generator] -> state, for a checkpoint that all ranks can resume from. All must call it."""
-    mine = [g.get_state() for g in generators]
+def states(generator: torch.Generator) -> list[torch.Tensor]:
+    """[rank] -> its generator's state, for a checkpoint that all ranks can resume from. All must call it."""
+    mine = generator.get_state()
     if not dist.is_initialized():
         return [mine]
     everyone = [None] * dist.get_world_size()

@@ -1,0 +1,302 @@
+"""checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
+
+A checkpoint holds the adapter, its average, the optimiser, the random generators, the key of the draws and
+the ledger of steps, so that a resumed run repeats bit for bit what an uninterrupted one would have done.
+Repeating a step with NEW noise would be a second look at the private data that nobody counted.
+The generators' state would give the noise away: only the owner may read it, a finished run deletes it.
+
+  $ python -m machinery.checkpoint      # writes, kills the writer half-way, reads
+"""
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from machinery import distributed
+
+SAVE_EVERY = 25              # steps between checkpoints: what a crash can cost
+FINGERPRINTS = ("base", "private_images")                        # compared, never shown
+# what a resumed run may change: memory, pictures, places (what lies there is compared by its fingerprint)
+FREE = ("chunk", "peek", "device", "data", "data_dir", "size", "out", "resume")
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a temporary file beside `path`, flush it to the disk, rename it over `path`.
+
+    A crash at any moment leaves the old file or the new one, whole. Errors: OSError, the old file untouched
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)                          # left by a crash, perhaps readable by others
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except OSError as e:
+        raise OSError(e.errno or errno.EIO, f"cannot write {path} ({e.strerror or e}); what was there is "
+                                            f"untouched") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):                                   # Windows cannot, nor can some disks
+        folder = os.open(path.parent, os.O_RDONLY)                       # the rename must survive a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def try_writing(folder: Path) -> None:
+    """Make `folder`; ValueError now rather than after an hour, if nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()               # a name of its own: others may try, too
+    except OSError as e:
+        raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place "
+                         f"for one") from None
+
+
+@contextlib.contextmanager
+def alone(lock: Path):
+    """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process
+    id. Of several ranks the first holds it for all.
+
+    Two runs in one folder would leave the statement of one beside the adapter of the other, which spent more.
+    A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made
+    for the lock go again if nothing was written in them.
+    Errors: held by another program, or no place for it -> ValueError in one line
+    """
+    if not distributed.first():
+        yield
+        return
+    lock, host = Path(lock), socket.gethostname()
+    words = f"process {os.getpid()} on {host}"
+    made = [folder for folder in lock.parents if not folder.exists()]    # innermost first
+    try:
+        try_writing(lock.parent)
+        with contextlib.ExitStack() as held:
+            try:
+                if _abandoned(lock, host):
+                    with _new(lock.with_name(lock.name + ".old"), words):    # one at a time clears it away
+                        if _abandoned(lock, host):
+                            lock.unlink()
+                held.enter_context(_new(lock, words))
+            except FileExistsError as e:
+                owner = _read(e.filename) or "another program"
+                raise ValueError(f"{lock.parent} is in use by {owner}; wait for it or choose another place; "
+                                 f"if that is no program of ours, remove {e.filename}") from None
+            yield
+    finally:
+        with contextlib.suppress(OSError):                               # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _new(path: Path, words: str):
+    """A file that did not exist before, for as long as the `with` lasts; FileExistsError if it did."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with os.fdopen(descriptor, "w") as f:
+            f.write(words)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text()
+    return ""
+
+
+def _abandoned(lock: Path, host: str) -> bool:
+    """Whether the lock's program is known to have ended: it ran here, and nobody has its id, or we have."""
+    there = re.fullmatch(rf"process (\d+) on {re.escape(host)}", _read(lock))
+    if not there or os.name == "nt":                                     # Windows has no harmless way to ask
+        return False
+    with contextlib.suppress(PermissionError):                           # somebody else's process: it lives
+        if int(there[1]) == os.getpid():                             # a container's first process, restarted
+            return True
+        try:
+            os.kill(int(there[1]), 0)
+        except ProcessLookupError:
+            return True
+    return False
+
+
+def save(path: Path, state: dict, mode: int = 0o600) -> None:
+    """torch.save that only the owner can read, as a checkpoint must be: it holds random state.
+
+    Errors: OSError (on a file, torch.save makes a RuntimeError of it)
+    """
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    write_bytes(path, whole.getbuffer(), mode)
+
+
+def load(path: Path, settings: dict) -> dict:
+    """Read a checkpoint, weights only, if it was written under these `settings`.
+
+    The statement covers ONE mechanism: a run that changes sigma, q, the data or the adapter half-way is
+    another one. What no promise depends on (FREE) may change: out of memory, it goes on with a smaller chunk.
+
+    Errors: missing, unreadable or written under other settings -> ValueError in one line
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before = state["settings"]
+    except FileNotFoundError:
+        raise ValueError(f"nothing to resume: {path} does not exist (a finished run deletes its "
+                         f"checkpoint)") from None
+    except Exception as e:
+        raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); nothing was "
+                         f"changed") from None
+    compared = sorted((before.keys() | settings.keys()) - set(FREE))
+    changed = []
+    for k in compared:
+        if before.get(k) != settings.get(k) and k in FINGERPRINTS:
+            changed.append(f"{k} has changed")
+        elif before.get(k) != settings.get(k):
+            changed.append(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now")
+    if changed:
+        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): the privacy "
+                         f"statement covers one mechanism; resume with the same flags or start in another "
+                         f"--out")
+    return state
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of the tensors' bytes. Of private images it is private too: it stays in the checkpoint."""
+    h = hashlib.sha256()
+    for t in tensors:
+        h.update(str((t.dtype, tuple(t.shape))).encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+# -----------------------------------------------------------------------------
+# a private run in its folder
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the run's folder; refuse to write over another run."""
+    known = ("privacy.json", "checkpoint.pt", "adapter_model.bin", "config.json")
+    mine = [name for name in known if (out / name).exists()]
+    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # of a killed run: they count
+    if mine:
+        can_go_on = "checkpoint.pt" in mine and "privacy.json" not in mine
+        hint = "--resume goes on with it, or choose" if can_go_on else "choose"
+        raise ValueError(f"{out} already holds a run ({', '.join(mine)}); nothing was overwritten; "
+                         f"{hint} another --out")
+    try_writing(out)
+
+
+class Run:
+    """What decides a private run's future, as it lies in folder/checkpoint.pt, and the ledger of its steps.
+
+    settings:  of the mechanism, compared on --resume
+    trainable: name -> tensor, with their running `average` (ddpm.EMA) and their `optimizer`
+    secret:    the generator of this rank's lots and noise; key: of draws.py
+    show:      draws samples of the average to `path`, asked for every `peek` steps, 0: never
+    """
+
+    def __init__(self, folder: Path, settings: dict, trainable: dict, average, optimizer,
+                 secret: torch.Generator, key: Tensor, rank: int, peek: int, show: Callable):
+        self.folder, self.settings = Path(folder), settings
+        self.trainable, self.average = trainable, average
+        self.optimizer, self.secret, self.key = optimizer, secret, key
+        self.rank, self.peek, self.show = rank, peek, show
+        self.done, self.metrics = 0, []                          # steps; of each: its number, epsilon, order
+        self.stop = stop_cleanly() if settings["ranks"] == 1 else threading.Event()
+
+    def begin(self, resume: bool) -> None:
+        """An empty folder; or everything taken back as it was, in place, of the generators this rank's."""
+        if not resume:
+            if self.rank == 0:
+                prepare_folder(self.folder)
+            return
+        state = load(self.folder / "checkpoint.pt", self.settings)
+        with torch.no_grad():
+            for name, p in self.trainable.items():
+                p.copy_(state["trainable"][name])
+                self.average.shadow[name].copy_(state["average"][name])
+        self.average.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.key.copy_(state["key"])
+        self.secret.set_state(state["generators"][self.rank])
+        self.done, self.metrics = state["step"], state["metrics"]
+
+    def after(self, step: int, steps: int) -> None:
+        """What follows a step: a checkpoint and a strip of samples when they are due; the end after Ctrl-C.
+
+        All ranks must call it. A strip is drawn after the save: no step is shown, and then run again
+        """
+        peek = self.peek > 0 and step % self.peek == 0
+        if peek or step % SAVE_EVERY == 0 or step == steps or self.stop.is_set():
+            generators = distributed.states(self.secret)
+            if self.rank == 0:
+                self.save(step, generators)
+        if peek and self.rank == 0:
+            with self.average.applied(self.trainable):
+                self.show(path=self.folder / f"peek-{step:05d}.png")
+        if self.stop.is_set() and step < steps:
+            sys.exit(f"stopped after step {step} of {steps}, epsilon spent so far {self.metrics[-1][1]:.4f}; "
+                     f"go on with --resume")
+
+    def save(self, step: int, generators: list[Tensor]) -> None:
+        """All of it, as plain tensors, numbers and strings. generators: one state for each rank"""
+        weights = {name: p.detach() for name, p in self.trainable.items()}
+        save(self.folder / "checkpoint.pt", dict(
+            settings=self.settings, step=step, metrics=self.metrics, trainable=weights,
+            average=self.average.shadow, updates=self.average.updates,
+            optimizer=self.optimizer.state_dict(), generators=generators, key=self.key))
+
+
+def stop_cleanly() -> threading.Event:
+    """An event that the first Ctrl-C sets: the step under way is finished and saved. The second one kills."""
+    event = threading.Event()
+
+    def on_interrupt(*_):
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, on_interrupt)
+    return event
+
+
+if __name__ == "__main__":
+    path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+    save(path, dict(settings={"sigma": 1.0}, step=41))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    os.fsync, real = killed, os.fsync
+    try:
+        save(path, dict(settings={"sigma": 1.0}, step=42))
+    except KeyboardInterrupt:
+        os.fsync = real
+    print(f"writer killed half-way; the file still says step {load(path, {'sigma': 1.0})['step']}, "
+          f"mode {path.stat().st_mode & 0o777:o}")
+    try:
+        load(path, {"sigma": 0.5})
+    except ValueError as e:
+        print("resumed with less noise:", e)

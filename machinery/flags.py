@@ -1,0 +1,41 @@
+"""flags.py -- the fields of a settings dataclass as flags; --help is the comments beside them.
+
+    steps: int = 110         # optimiser steps, one use of the private data each
+                             # (a comment may go on below)
+    ->  --steps STEPS   optimiser steps, one use of the private data each (a comment may go on below)
+"""
+import dataclasses
+import inspect
+import re
+import typing
+
+from machinery import screen
+
+
+def comments(settings: type) -> dict[str, str]:
+    """name -> the comment beside the field, with the comment lines that follow it."""
+    found, name = {}, None
+    for line in inspect.getsource(settings).splitlines():
+        field = re.match(r"    (\w+): .*?  # (.*)", line)
+        more = re.match(r" {8,}# (.*)", line)
+        if field:
+            name = field[1]
+            found[name] = field[2]
+        elif more and name:
+            found[name] += " " + more[1]
+        else:
+            name = None
+    return found
+
+
+def parse(settings: type, program: str, doc: str, argv: list[str]):
+    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2."""
+    parser, said = screen.Parser(doc, program), comments(settings)
+    for field in dataclasses.fields(settings):
+        flag, text = "--" + field.name.replace("_", "-"), said[field.name].replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            kind = next(t for t in (field.type, *typing.get_args(field.type)) if t in (int, float, str))
+            parser.add_argument(flag, type=kind, default=field.default, help=text)
+    return settings(**vars(parser.parse_args(argv)))

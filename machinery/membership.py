@@ -1,0 +1,101 @@
+"""membership.py -- a weak attack on real images: was this one in the training set?
+
+The loss of an image (Yeom et al. 2018) less its loss under the public model (Watson et al. 2022).
+
+  $ python -m machinery.membership                  # without noise, and at epsilon = 1
+  $ python -m machinery.membership --epsilon 10
+"""
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+from tqdm import tqdm
+
+import accountant
+import data
+import ddpm
+import dpsgd
+import lora
+import train
+import unet
+from machinery import screen
+
+MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3, epsilon=1.0)    # by heart
+
+
+def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> unet.UNet:
+    """train.finetune's loop without its files."""
+    torch.manual_seed(seed)
+    model = unet.load(Path(s.base))
+    lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
+    trainable, frozen = lora.split(model)
+    gradients, key = train.private_gradients(model, frozen, s), torch.tensor(seed)
+    secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
+    for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
+        lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
+        examples = train.noised(pictures[lot], labels[lot], key, step, model.classes, s)
+        noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
+                                       generator=secret)
+        for name, p in trainable.items():
+            p.grad = noisy[name]
+        optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)
+        optimizer.step()
+    return model
+
+
+@torch.no_grad()
+def losses(model: unet.UNet, pictures: Tensor, labels: Tensor, draws: int = 64) -> Tensor:
+    """(n,): each image's loss, the mean over `draws` (t, noise) that are the same for every model."""
+    generator, x0 = torch.Generator().manual_seed(0), data.to_float(pictures)
+    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, draws, generator))
+                      for x, l in zip(x0.split(8), labels.split(8))])
+
+
+def auc(members, others) -> float:
+    """P(a member's score > another's), ties count half: 1 is a perfect attack, 0.5 a coin."""
+    return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
+
+
+def membership(s: train.Settings, seed: int) -> None:
+    """Print the attack against the same training without and with noise."""
+    sigmas = [0.0, accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)]
+    pictures, labels = (part[:2 * s.N] for part in data.load("mnist"))
+    base = losses(unet.load(Path(s.base)), pictures, labels)
+    proof = (math.exp(s.epsilon) - 1 + 2 * s.delta) / (math.exp(s.epsilon) + 1)      # [Kairouz et al. 2015]
+    print(f"{s.N} MNIST images trained on, {s.N} not; {s.steps} steps of {s.B}. Score: how far an image's "
+          f"loss fell\n\n{'epsilon':>8} {'sigma':>6}  loss: members  others    AUC  advantage  allowed\n"
+          f"{'(before)':>8} {'':>6} {base[:s.N].mean():>14.4f} {base[s.N:].mean():>7.4f}")
+    for epsilon, sigma, allowed in zip((math.inf, s.epsilon), sigmas, (1.0, proof)):
+        after = losses(finetuned(s, sigma, pictures[:s.N], labels[:s.N], seed), pictures, labels)
+        members, others = (base - after).split(s.N)
+        middle = (base - after).median()  # guess "member" for the half that gained most
+        advantage = (members > middle).float().mean() - (others > middle).float().mean()
+        print(f"{epsilon:>8g} {sigma:>6.2f} {after[:s.N].mean():>14.4f} {after[s.N:].mean():>7.4f} "
+              f"{auc(members, others):>6.2f} {advantage:>10.2f} {allowed:>8.2f}")
+    print(WEAK.format(error=math.sqrt((2 * s.N + 1) / 12) / s.N))        # of the AUC of a coin: Mann-Whitney
+
+
+WEAK = """
+AUC: 1 is a perfect attack, 0.5 a coin (+-{error:.2f}). advantage: the share of members called members, less
+     that of others.
+A weak attack: it knows only losses and speaks of the average image. That it fails proves nothing; that it
+succeeds without noise shows that an adapter remembers whom it saw. With noise, 64 images teach it nothing,
+either: privacy needs many."""
+
+
+def main() -> None:
+    parser = screen.Parser(__doc__)
+    parser.add_argument("--epsilon", type=float, default=1.0, help="of the run with noise")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs")
+    a = parser.parse_args()
+    with screen.one_line(parser.prog, "close other programs"):
+        if not 0 <= a.seed < 2**32:
+            raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
+        membership(dataclasses.replace(MEMBERS, epsilon=a.epsilon), a.seed)
+
+
+if __name__ == "__main__":
+    main()
