@@ -238,21 +238,27 @@ def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
 # 3. as a program
 
 
+def read_run(path: str) -> tuple[float, float, int]:
+    """(q, sigma, steps) of a privacy.json.   Errors: anything else -> ValueError"""
+    try:
+        with open(path) as f:
+            facts = json.load(f)
+        run = facts["q"], facts["sigma"], facts["steps"]
+        composed_epsilon([run], 1e-5)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one that "
+                         f"train.py wrote") from None
+    return run
+
+
 def compose(paths: list[str], delta: float) -> None:
     """Print what several privacy.json cost together."""
-    runs = []
+    runs = [read_run(path) for path in paths]
     print(f"{'run':<40} {'epsilon by RDP':>14}   at delta = {delta:g}")
-    for path in paths:
-        try:
-            with open(path) as f:
-                facts = json.load(f)
-            runs.append((facts["q"], facts["sigma"], facts["steps"]))
-            one = composed_epsilon(runs[-1:], delta)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one that "
-                             f"train.py wrote") from None
-        print(f"{path:<40} {one:>14.4f}")
+    for path, run in zip(paths, runs):
+        print(f"{path:<40} {composed_epsilon([run], delta):>14.4f}")
     print(f"{'all of them, on the same images':<40} {composed_epsilon(runs, delta):>14.4f}")
+    print("tighter: python -m machinery.pld, with the same files")
 
 
 def show_table(q: float, sigma: float, delta: float) -> None:

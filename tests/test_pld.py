@@ -1,0 +1,70 @@
+"""Theorems about machinery/pld.py: several runs on the same images, and several images of one person."""
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import accountant
+from conftest import ROOT
+from machinery import pld
+
+
+@pytest.fixture(autouse=True)
+def a_coarser_grid(monkeypatch):
+    """Still an upper bound, a little looser, in a ninth of the time."""
+    monkeypatch.setattr(pld, "PLD_POINTS", 3**11)
+
+
+def shipped(name):
+    return accountant.read_run(str(ROOT / "assets" / name / "privacy.json"))
+
+
+def test_equal_runs_together_are_one_run_of_all_their_steps():
+    run = (0.05, 1.2, 40)
+    together = pld.joint_epsilon([run, run, run], 1e-5)
+    assert together == pytest.approx(pld.pld_epsilon(0.05, 1.2, 120, 1e-5), rel=1e-5)
+
+
+def test_different_runs_together_cost_more_than_each_and_less_than_their_sum():
+    runs = [(0.02, 1.0, 60), (0.07, 0.8, 20)]
+    each = [pld.pld_epsilon(*run, 1e-5) for run in runs]
+    assert max(each) < pld.joint_epsilon(runs, 1e-5) < sum(each)
+
+
+def test_runs_on_all_images_together_are_one_gaussian():
+    """q = 1: sensitivities add in squares, sum_i steps_i / sigma_i^2 = 1 / sigma^2."""
+    sigma = (3 / 2.0**2 + 5 / 4.0**2) ** -0.5
+    exact = pld.gaussian_epsilon(sigma, 1e-6)
+    assert exact <= pld.joint_epsilon([(1.0, 2.0, 3), (1.0, 4.0, 5)], 1e-6) <= exact * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("images", [2, 5])
+def test_k_images_at_q_1_are_a_gaussian_of_sensitivity_k(images):
+    exact = pld.gaussian_epsilon(6.0 / images / 2, 1e-5)                 # 4 steps: sigma / sqrt(4)
+    assert exact <= pld.joint_epsilon([(1.0, 6.0, 4)], 1e-5, images) <= exact * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("images", [2, 4])
+def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
+    """delta(epsilon) = integral of (P - e^epsilon Q)_+, P the mixture over how many of them are in the lot."""
+    q, sigma, delta = 0.2, 1.1, 1e-3
+    epsilon = pld.joint_epsilon([(q, sigma, 1)], delta, images)
+    z = np.linspace(-20, 30, 400_001)
+    out = scipy.stats.norm.pdf(z, 0, sigma)
+    shares = scipy.stats.binom.pmf(range(images + 1), images, q)
+    into = sum(share * scipy.stats.norm.pdf(z, j, sigma) for j, share in enumerate(shares))
+    for P, Q in ((into, out), (out, into)):
+        assert np.maximum(P - math.exp(epsilon) * Q, 0).sum() * (z[1] - z[0]) <= delta * (1 + 1e-5)
+    tight = np.maximum(into - math.exp(epsilon) * out, 0).sum() * (z[1] - z[0])
+    assert tight == pytest.approx(delta, rel=1e-3)
+
+
+def test_what_the_readme_says_of_two_runs_and_of_two_images():
+    """10.04, 14.25; 14.9 and 23.1, from the shipped statements and the default plan."""
+    eps1, eps10 = (shipped(f"mnist-eps{e}") for e in (1, 10))
+    assert pld.joint_epsilon([eps1, eps10], 1e-5) == pytest.approx(10.04, abs=0.005)
+    assert pld.joint_epsilon([eps10, eps10], 1e-5) == pytest.approx(14.25, abs=0.005)
+    assert pld.joint_epsilon([eps10], 1e-5, images=2) == pytest.approx(23.1, abs=0.05)
+    default = (512 / 60_000, accountant.calibrate(10, 1e-5, 512 / 60_000, 110), 110)
+    assert pld.joint_epsilon([default], 1e-5, images=2) == pytest.approx(14.9, abs=0.05)
