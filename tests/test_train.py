@@ -66,7 +66,8 @@ def test_the_statement_agrees_with_the_accountant(run):
 
 def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise():
     loose, tight = (train.check(train.Settings(accountant=name)) for name in ("rdp", "pld"))
-    sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, s.accountant) for s in (loose, tight)]
+    sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, train.BOUND[s.accountant])
+             for s in (loose, tight)]
     said = [statement.after(s, sigma, s.steps) for s, sigma in zip((loose, tight), sigma)]
     assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
     assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10 and said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
