@@ -24,8 +24,8 @@ def fake(calls):
     def run(cell):
         calls.append(cell)
         return dict(weights=25_280, sigma=0.5, epsilon_rdp=cell["epsilon"], recognised=0.9,
-                    classifier_FID=20.0 + cell["seed"] ** 2, CNN=0.9 - cell["lr"] + 0.01 * cell["seed"], seconds=1.5,
-                    device="cpu x 1", torch="2")
+                    classifier_FID=20.0 + cell["seed"] ** 2, CNN=0.9 - cell["lr"] + 0.01 * cell["seed"],
+                    seconds=1.5, device="cpu x 1", torch="2")
     return run
 
 
@@ -92,7 +92,8 @@ def test_the_tables_mean_and_spread_are_numpys(tmp_path):
     text = ablations.table(go(tmp_path / "a.csv", [], names=["epsilon"], seeds=3))
     accuracy, distance = [88.0, 89.0, 90.0], [20.0, 21.0, 24.0]
     for epsilon in ("0.2", "1", "3", "10", "inf"):
-        assert (f"| {epsilon} | 25,280 | 0.500 | 90.0 ± 0.0 | {np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f} | "
+        assert (f"| {epsilon} | 25,280 | 0.500 | 90.0 ± 0.0 | "
+                f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f} | "
                 f"{np.mean(distance):.2f} ± {np.std(distance, ddof=1):.2f} | 2 ± 0 | 3 |") in text, text
     assert "±" not in ablations.table(go(tmp_path / "b.csv", [], seeds=1)).rpartition("\nMean")[0]
 
@@ -100,7 +101,8 @@ def test_the_tables_mean_and_spread_are_numpys(tmp_path):
 @pytest.mark.parametrize("argv, word", [
     (["--only", "ranks"], "--only"), (["--images", "1"], "--images"), (["--seeds", "x"], "--seeds"),
     (["--csv", "a", "b"], "--csv"),
-    (["--csv", str(ROOT / "README.md"), "--table"], "README.md"), (["--csv", "nowhere.csv", "--table"], "nowhere.csv")])
+    (["--csv", str(ROOT / "README.md"), "--table"], "README.md"),
+    (["--csv", "nowhere.csv", "--table"], "nowhere.csv")])
 def test_bad_input_gets_one_clear_line(argv, word, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablations.py", *argv])
     with pytest.raises(SystemExit) as stop:
@@ -110,31 +112,35 @@ def test_bad_input_gets_one_clear_line(argv, word, monkeypatch, capsys):
 
 
 def test_real_runs_end_to_end_train_what_their_rows_say(tmp_path, monkeypatch):
-    """Tiny, but train.py's, sample.py's and evaluate.py's own functions: what train.py does not offer, and no noise."""
+    """Tiny, but the real programs' own functions: what train.py does not offer, and no noise."""
     unet.save(tmp_path / "base.pt", tiny_unet())
     for prefix in ("train", "t10k"):
         write_idx(tmp_path, np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8),
                   np.arange(100, dtype=np.uint8) % 10, prefix)
-    monkeypatch.setattr(pld, "pld_epsilon", lambda *a: 0.0)       # stated beside, takes longer than all the rest
+    monkeypatch.setattr(pld, "pld_epsilon", lambda *a: 0.0)    # stated beside, takes longer than all the rest
     monkeypatch.setattr(ablations, "WORK", tmp_path / "runs" / "ablations")
-    monkeypatch.setattr(ablations, "OTHERS", dict(data="mnist", data_dir=str(tmp_path), base=str(tmp_path / "base.pt"), N=100,
-                                                  delta=1e-3))
+    monkeypatch.setattr(ablations, "OTHERS", dict(data="mnist", data_dir=str(tmp_path),
+                                                  base=str(tmp_path / "base.pt"), N=100, delta=1e-3))
     monkeypatch.setitem(ablations.SCALES, "laptop", ablations.LAPTOP | dict(rank=2, B=4, steps=1))
     describe, path, run = lora.describe, tmp_path / "a.csv", ablations.real_runner(torch.device("cpu"))
-    todo = lambda rows: [c for c in ablations.grid(["components", "epsilon"], 1, JUDGED, rows) if c["epsilon"] == math.inf
-                         or c["epsilon"] == 10 and c["train"] in ("qkv", "qkv+proj", "lora") and c["experiment"] == "components"]
+
+    def todo(rows):
+        cells = ablations.grid(["components", "epsilon"], 1, JUDGED, rows)
+        return [c for c in cells if c["epsilon"] == math.inf or c["epsilon"] == 10
+                and c["train"] in ("qkv", "qkv+proj", "lora") and c["experiment"] == "components"]
     ablations.work(path, todo, run)
     rows, model = ablations.read(path), tiny_unet()
     assert lora.describe is describe and [row["train"] for row in rows] == ["qkv", "qkv+proj", "lora", "lora"]
-    width = {target: [(2 if target == "qkv" else 0) * a.qkv.in_features + 2 * a.qkv.in_features for a in model.modules()
-                      if hasattr(a, "qkv")] for target in ("qkv", "proj")}                      # d_in + d_out: d + 3d, d + d
-    qkv, proj = 2 * sum(width["qkv"]), 2 * sum(width["proj"])                                   # times the rank
+    sides = [a.qkv.in_features for a in model.modules() if hasattr(a, "qkv")]
+    qkv = 2 * sum(d + 3 * d for d in sides)                              # the rank times d_in + d_out
+    proj = 2 * sum(d + d for d in sides)
     embedding = model.class_embedding.weight.numel()
-    assert [row["weights"] for row in rows] == [qkv, qkv + proj, qkv + proj + embedding, qkv + proj + embedding]
+    everything = qkv + proj + embedding
+    assert [row["weights"] for row in rows] == [qkv, qkv + proj, everything, everything]
     for row in rows:
         assert row["epsilon_rdp"] <= row["epsilon"] and (row["sigma"] > 0) == (row["epsilon"] < math.inf), row
         assert 0 <= row["CNN"] <= 1 and 0 <= row["recognised"] <= 1 and row["classifier_FID"] >= 0, row
     kept = sorted(p.name for p in (tmp_path / "runs" / "ablations").iterdir())
-    assert kept == ["strip-10.png", "strip-inf.png"], "strips of the base point alone; the runs' folders are gone"
+    assert kept == ["strip-10.png", "strip-inf.png"], "strips of the base point alone; run folders are gone"
     again = run({c: rows[0][c] for c in ablations.CELL})
     assert [c for c in again if again[c] != rows[0][c] and c != "seconds"] == [], "the seed decides"

@@ -16,7 +16,7 @@ from accountant import calibrate, epsilon, rdp, to_epsilon
 from machinery import pld
 from machinery.pld import gaussian_epsilon, gdp_epsilon, pld_epsilon
 
-pytestmark = pytest.mark.filterwarnings("error")                # numpy must not overflow, divide by 0 or meet NaN
+pytestmark = pytest.mark.filterwarnings("error")         # numpy must not overflow, divide by 0 or meet NaN
 GOLDEN = dict(q=0.04, sigma=1.5, steps=2250, delta=1e-5)
 
 
@@ -27,12 +27,16 @@ def integrated_rdp(q, sigma, a):
         return a * ratio - z**2 / (2 * sigma**2)
     ends = np.linspace(-12 * sigma, a + 12 * sigma, 60)
     top = max(log_term(z) for z in np.linspace(ends[0], ends[-1], 2000))
-    area = math.fsum(quad(lambda z: math.exp(log_term(z) - top), l, r, epsrel=1e-12)[0] for l, r in zip(ends, ends[1:]))
+    integrand = lambda z: math.exp(log_term(z) - top)
+    area = math.fsum(quad(integrand, l, r, epsrel=1e-12)[0] for l, r in zip(ends, ends[1:]))
     return (top + math.log(area / (sigma * math.sqrt(2 * math.pi)))) / (a - 1)
 
 
 def binomial_rdp(q, sigma, a):
-    """A_a - 1 = sum_k C(a, k) (1 - q)^(a - k) q^k (exp(k (k - 1) / (2 sigma^2)) - 1), whole a.   [Mironov et al. 2019, Eq. 7]"""
+    """A_a - 1 = sum_k C(a, k) (1 - q)^(a - k) q^k (exp(k (k - 1) / (2 sigma^2)) - 1), whole a.
+
+    Source: Mironov et al. 2019, Eq. 7
+    """
     k = np.arange(2, a + 1)
     t = k * (k - 1) / (2 * sigma**2)
     choose = gammaln(a + 1) - gammaln(k + 1) - gammaln(a - k + 1)
@@ -41,7 +45,10 @@ def binomial_rdp(q, sigma, a):
 
 
 def hockey_stick(q, sigma, e, removed):
-    """delta(e) = integral of max(P - exp(e) Q, 0) for one step, P and Q with and without the example or reversed."""
+    """delta(e) = integral of max(P - exp(e) Q, 0) for one step.
+
+    P and Q: with and without the example, or reversed
+    """
     def gap(z):
         without = math.exp(-z**2 / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
         with_it = without * (1 - q + q * math.exp((2 * z - 1) / (2 * sigma**2)))
@@ -54,8 +61,9 @@ def hockey_stick(q, sigma, e, removed):
 # one step
 
 
-@pytest.mark.parametrize("q, sigma, a", [(0.04, 1.5, 2), (0.04, 1.5, 3.9), (0.3, 0.5, 1.1), (0.3, 0.5, 7.7), (0.9, 3, 20.5),
-                                         (0.01, 0.2, 4.3), (0.4, 12, 59.1), (0.5, 1, 1.01), (0.02, 0.7, 32)])
+@pytest.mark.parametrize("q, sigma, a", [
+    (0.04, 1.5, 2), (0.04, 1.5, 3.9), (0.3, 0.5, 1.1), (0.3, 0.5, 7.7), (0.9, 3, 20.5),
+    (0.01, 0.2, 4.3), (0.4, 12, 59.1), (0.5, 1, 1.01), (0.02, 0.7, 32)])
 def test_rdp_is_the_integral_that_defines_it(q, sigma, a):
     assert rdp(q, sigma, a) == pytest.approx(integrated_rdp(q, sigma, a), rel=1e-9, abs=1e-12)
 
@@ -65,7 +73,7 @@ def test_rdp_is_the_integral_that_defines_it(q, sigma, a):
 def test_rdp_at_whole_orders_is_the_binomial_sum(q, sigma):
     orders = np.array([2, 3, 5, 16, 64, 500])
     want = np.array([binomial_rdp(q, sigma, a) for a in orders])
-    assert np.abs(rdp(q, sigma, orders) / want - 1).max() < 1e-11          # relative: 10^7 steps keep the digits
+    assert np.abs(rdp(q, sigma, orders) / want - 1).max() < 1e-11       # relative: 10^7 steps keep the digits
 
 
 def test_rdp_of_a_tiny_rate_is_its_second_order_term():
@@ -77,13 +85,15 @@ def test_rdp_of_a_tiny_rate_is_its_second_order_term():
 def test_rdp_without_sampling_is_the_gaussians():
     orders = np.array([1.001, 1.5, 2, 33.3, 4000])
     assert np.array_equal(rdp(1, 2.0, orders), orders / 8)
-    assert rdp(1 - 1e-12, 2.0, orders) == pytest.approx(orders / 8, rel=1e-9)     # the integral meets the closed form
+    almost = rdp(1 - 1e-12, 2.0, orders)
+    assert almost == pytest.approx(orders / 8, rel=1e-9)                  # the integral meets the closed form
 
 
 def test_rdp_at_the_ends():
     assert np.array_equal(rdp(0, 1.0, [2, 3.5]), [0, 0])                  # nobody is ever sampled
     assert np.array_equal(rdp(0.1, 0, [2, 3.5]), [math.inf, math.inf])    # no noise
-    assert np.all(rdp(0.01, 0.01, [2.5, 900.0]) <= np.array([2.5, 900.0]) / 0.0002)    # too costly to integrate: bounded
+    bound = np.array([2.5, 900.0]) / 0.0002                               # too costly to integrate: bounded
+    assert np.all(rdp(0.01, 0.01, [2.5, 900.0]) <= bound)
 
 
 # -----------------------------------------------------------------------------
@@ -93,23 +103,26 @@ def test_rdp_at_the_ends():
 def test_epsilon_is_the_composed_and_converted_rdp_of_its_order():
     spent, a = epsilon(**GOLDEN)
     total = sum(rdp(0.04, 1.5, a) for _ in range(2250))
-    assert spent == pytest.approx(total + math.log((a - 1) / a) - (math.log(1e-5) + math.log(a)) / (a - 1), rel=1e-9)
+    converted = total + math.log((a - 1) / a) - (math.log(1e-5) + math.log(a)) / (a - 1)
+    assert spent == pytest.approx(converted, rel=1e-9)
     mixed = to_epsilon(rdp(0.04, 1.5, [a]) * 1000 + rdp(0.04, 1.5, [a]) * 1250, [a], 1e-5)
     assert mixed == pytest.approx((spent, a), rel=1e-12)
 
 
 def test_the_golden_value():
-    """Opacus' default grid of orders gives 7.3291111714 (its best order is 3.9); the line search finds a little less."""
+    """Opacus' default orders give 7.3291111714 (its best is 3.9); the line search finds a little less."""
     orders = [1 + k / 10 for k in range(1, 100)] + list(range(12, 64))
     on_grid, order = to_epsilon(2250 * rdp(0.04, 1.5, orders), orders, 1e-5)
     assert (on_grid, order) == (pytest.approx(7.3291111714, abs=2e-10), 3.9)
     assert 0.999 * on_grid < epsilon(**GOLDEN)[0] <= on_grid
 
 
-@pytest.mark.parametrize("q, sigma, steps", [(0.04, 1.5, 2250), (0.001, 0.6, 10_000), (0.5, 40, 100), (1, 3, 7)])
+@pytest.mark.parametrize("q, sigma, steps", [
+    (0.04, 1.5, 2250), (0.001, 0.6, 10_000), (0.5, 40, 100), (1, 3, 7)])
 def test_no_order_proves_less_than_the_one_found(q, sigma, steps):
     orders = 1 + np.geomspace(2e-3, 3000, 400)
-    assert epsilon(q, sigma, steps, 1e-6)[0] <= to_epsilon(steps * rdp(q, sigma, orders), orders, 1e-6)[0] * (1 + 1e-5)
+    on_grid, _ = to_epsilon(steps * rdp(q, sigma, orders), orders, 1e-6)
+    assert epsilon(q, sigma, steps, 1e-6)[0] <= on_grid * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1, 5, 50])
@@ -122,7 +135,7 @@ def test_epsilon_is_never_below_the_exact_gaussian(sigma, steps):
 
 @pytest.mark.parametrize("q, sigma", [(0.01, 0.4), (0.1, 0.8), (0.9, 1.0)])
 def test_one_step_spends_no_more_than_delta(q, sigma):
-    """The definition of (epsilon, delta)-DP, integrated, in both directions; each tight bound meets its own."""
+    """(epsilon, delta)-DP as defined, integrated, in both directions; each tight bound meets its own."""
     removed, added = (hockey_stick(q, sigma, epsilon(q, sigma, 1, 1e-4)[0], way) for way in (True, False))
     assert max(removed, added) <= 1e-4
     tight = pld._removed_and_added(q, sigma, 1, 1e-4)
@@ -185,8 +198,8 @@ def test_nothing_spent_and_no_noise():
 # -----------------------------------------------------------------------------
 # calibration
 
-BUDGETS = [(10, 1e-5, 0.017, 200), (1, 1e-5, 0.034, 93), (0.01, 1e-6, 0.01, 1000), (0.1, 1e-9, 1, 1), (100, 1e-5, 0.01, 10),
-           (8, 1e-5, 0.001, 10**7), (3, 1e-5, 1, 50)]
+BUDGETS = [(10, 1e-5, 0.017, 200), (1, 1e-5, 0.034, 93), (0.01, 1e-6, 0.01, 1000), (0.1, 1e-9, 1, 1),
+           (100, 1e-5, 0.01, 10), (8, 1e-5, 0.001, 10**7), (3, 1e-5, 1, 50)]
 
 
 @pytest.mark.parametrize("target, delta, q, steps", BUDGETS)
@@ -202,7 +215,8 @@ def test_calibrate_never_overshoots_and_wastes_no_budget(target, delta, q, steps
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 30.0])
 def test_gaussian_epsilon_is_where_the_hockey_stick_meets_delta(sigma):
-    assert hockey_stick(1, sigma, gaussian_epsilon(sigma, 1e-4), removed=True) == pytest.approx(1e-4, rel=1e-6)
+    delta = hockey_stick(1, sigma, gaussian_epsilon(sigma, 1e-4), removed=True)
+    assert delta == pytest.approx(1e-4, rel=1e-6)
     assert gaussian_epsilon(1e6, 1e-5) == 0
 
 
@@ -247,17 +261,20 @@ def test_pld_is_tighter_than_rdp_and_clt_is_not_a_bound():
 # what has no meaning is refused
 
 
-@pytest.mark.parametrize("wrong", [dict(q=0), dict(q=-0.1), dict(q=1.1), dict(q=math.nan), dict(sigma=-1), dict(sigma=math.nan),
-                                   dict(sigma=math.inf), dict(steps=-1), dict(steps=2.5), dict(steps=math.nan),
-                                   dict(delta=0), dict(delta=1), dict(delta=-1e-5), dict(delta=math.nan)])
+@pytest.mark.parametrize("wrong", [
+    dict(q=0), dict(q=-0.1), dict(q=1.1), dict(q=math.nan),
+    dict(sigma=-1), dict(sigma=math.nan), dict(sigma=math.inf),
+    dict(steps=-1), dict(steps=2.5), dict(steps=math.nan),
+    dict(delta=0), dict(delta=1), dict(delta=-1e-5), dict(delta=math.nan)])
 @pytest.mark.parametrize("function", [epsilon, pld_epsilon, gdp_epsilon])
 def test_settings_without_meaning_raise(function, wrong):
     with pytest.raises(ValueError, match=f"{list(wrong)[0]} = .*expected"):
         function(**(GOLDEN | wrong))
 
 
-@pytest.mark.parametrize("wrong", [dict(epsilon=0), dict(epsilon=-1), dict(epsilon=math.nan), dict(epsilon=math.inf), dict(q=0),
-                                   dict(steps=-1), dict(delta=1)])
+@pytest.mark.parametrize("wrong", [
+    dict(epsilon=0), dict(epsilon=-1), dict(epsilon=math.nan), dict(epsilon=math.inf),
+    dict(q=0), dict(steps=-1), dict(delta=1)])
 def test_budgets_without_meaning_raise(wrong):
     with pytest.raises(ValueError, match=f"{list(wrong)[0]} = .*expected"):
         calibrate(**(dict(epsilon=1.0, delta=1e-5, q=0.1, steps=10) | wrong))
@@ -310,8 +327,9 @@ def test_the_short_form_is_the_careful_one_at_whole_orders(q, sigma, steps):
     assert 0.98 * whole < epsilon(q, sigma, steps, 1e-5)[0] <= whole
 
 
-@pytest.mark.parametrize("flags", [["--q", "2"], ["--epsilon", "-1"], ["--sigma", "nan"], ["--steps", "1.5"], ["--delta", "0"],
-                                   ["--sigma", "1", "--epsilon", "1"]])
+@pytest.mark.parametrize("flags", [
+    ["--q", "2"], ["--epsilon", "-1"], ["--sigma", "nan"], ["--steps", "1.5"], ["--delta", "0"],
+    ["--sigma", "1", "--epsilon", "1"]])
 def test_the_program_refuses_bad_flags(flags):
     done = run(*flags)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
@@ -328,7 +346,8 @@ def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypa
     assert capsys.readouterr().out.splitlines()[-1].split()[-1] == f"{together:.4f}"
 
 
-@pytest.mark.parametrize("argv", [["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["dispose", "bad.json"]])
+@pytest.mark.parametrize("argv", [
+    ["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["dispose", "bad.json"]])
 def test_what_cannot_be_composed_is_refused_in_one_line(argv, tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.json").write_text('{"q": 2, "sigma": 1, "steps": 1}')
     monkeypatch.chdir(tmp_path)

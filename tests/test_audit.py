@@ -1,4 +1,7 @@
-"""Theorems about the audit: its bound is a bound, its lanes are real runs, the right step passes, every fault is caught."""
+"""Theorems about the audit.
+
+Its bound is a bound, its lanes are real runs, the right step passes, every fault is caught.
+"""
 import subprocess
 import sys
 
@@ -19,11 +22,12 @@ WORLD = dict(q=1.0, sigma=1.0, steps=1, K=1, others=1)
 
 # --- from counts to a bound
 
-@pytest.mark.parametrize("k, n, alpha", [(0, 50, 0.02), (1, 50, 0.02), (17, 50, 0.1), (50, 50, 0.02), (3, 500_000, 0.02)])
+@pytest.mark.parametrize("k, n, alpha", [
+    (0, 50, 0.02), (1, 50, 0.02), (17, 50, 0.1), (50, 50, 0.02), (3, 500_000, 0.02)])
 def test_clopper_pearson_solves_its_two_binomial_equations(k, n, alpha):
     low, high = audit.clopper_pearson(k, n, alpha)
-    assert low == 0 if k == 0 else binom.sf(k - 1, n, low) == pytest.approx(alpha, rel=1e-6)       # P(Bin >= k)
-    assert high == 1 if k == n else binom.cdf(k, n, high) == pytest.approx(alpha, rel=1e-6)        # P(Bin <= k)
+    assert low == 0 if k == 0 else binom.sf(k - 1, n, low) == pytest.approx(alpha, rel=1e-6)     # P(Bin >= k)
+    assert high == 1 if k == n else binom.cdf(k, n, high) == pytest.approx(alpha, rel=1e-6)      # P(Bin <= k)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,16 +40,18 @@ def test_nothing_is_proven_from_two_sets_of_the_same_distribution(seed):
 @pytest.mark.parametrize("flip", [1, -1])
 def test_two_gaussians_are_bounded_below_their_exact_epsilon_and_above_60_percent_of_it(sigma, flip):
     rng = np.random.default_rng(1)
-    found = audit.lower_bound(flip * sigma * rng.normal(size=10**6), flip * (1 + sigma * rng.normal(size=10**6)), 1e-5)
+    without, present = sigma * rng.normal(size=10**6), 1 + sigma * rng.normal(size=10**6)
+    found = audit.lower_bound(flip * without, flip * present, 1e-5)
     exact = pld.gaussian_epsilon(sigma, 1e-5)
     assert 0.6 * exact < found.epsilon < exact, f"{found} against {exact}"
 
 
 def test_the_bound_is_wrong_no_more_often_than_it_says():
-    """Coins with P = 0.4 and 0.1: the true epsilon is log((0.4 - delta) / 0.1), the other event gives less."""
+    """Coins with P = 0.4 and 0.1: the true epsilon is log((0.4 - delta) / 0.1), the other event's is less."""
     rng, delta = np.random.default_rng(0), 0.01
-    wrong = [audit.lower_bound(rng.random(600) < 0.1, rng.random(600) < 0.4, delta, 0.8).epsilon > np.log(0.39 / 0.1)
-             for _ in range(300)]
+    bounds = [audit.lower_bound(rng.random(600) < 0.1, rng.random(600) < 0.4, delta, 0.8).epsilon
+              for _ in range(300)]
+    wrong = [bound > np.log(0.39 / 0.1) for bound in bounds]
     assert np.mean(wrong) < 0.2, f"{np.mean(wrong):.3f} of the bounds are too high at 80% confidence"
 
 
@@ -68,7 +74,10 @@ def test_the_canary_is_clipped_to_exactly_C_and_is_alone_in_its_direction():
 @pytest.mark.parametrize("canary", [0, 1])
 @pytest.mark.parametrize("q, steps", [(1.0, 1), (1.0, 3), (0.3, 2)])
 def test_a_lane_is_a_run_of_the_real_step(q, steps, canary):
-    """The definition: a loop that samples a lot and calls dpsgd.private_gradient; the scores have the same distribution."""
+    """The definition: a loop that samples a lot and calls dpsgd.private_gradient.
+
+    The scores have the same distribution.
+    """
     g = torch.Generator().manual_seed(0)
     x, y = audit.images(1, canary, 1)
     loop = []
@@ -76,26 +85,28 @@ def test_a_lane_is_a_run_of_the_real_step(q, steps, canary):
         score = 0.0
         for _ in range(steps):
             lot = dpsgd.poisson_sample(len(x), q, g)
-            released = dpsgd.private_gradient(audit.per_sample, audit.START, (x[lot], y[lot]), C=audit.C, sigma=1.3,
-                                              B=audit.LOT, generator=g)
+            released = dpsgd.private_gradient(audit.per_sample, audit.START, (x[lot], y[lot]), C=audit.C,
+                                              sigma=1.3, B=audit.LOT, generator=g)
             score += float((released["B"] * audit.DIRECTION).sum()) * audit.LOT / audit.C
         loop.append(score)
-    lanes = audit.scores(dpsgd.private_gradient, 50_000, canary, q=q, sigma=1.3, steps=steps, K=1, others=1, generator=g)
+    lanes = audit.scores(dpsgd.private_gradient, 50_000, canary, q=q, sigma=1.3, steps=steps, K=1, others=1,
+                         generator=g)
     assert ks_2samp(loop, lanes.numpy()).pvalue > 1e-3
 
 
 def test_at_q_1_the_scores_are_the_gaussians_of_the_proof_and_lanes_are_independent():
     g = torch.Generator().manual_seed(0)
     for canary in (0, 1):
-        s = audit.scores(dpsgd.private_gradient, 120_000, canary, **WORLD | dict(sigma=2.0, steps=4), generator=g).numpy()
+        world = WORLD | dict(sigma=2.0, steps=4)
+        s = audit.scores(dpsgd.private_gradient, 120_000, canary, **world, generator=g).numpy()
         assert kstest(s, "norm", (4 * canary, 2.0 * 4**0.5)).pvalue > 1e-3
         assert abs(np.corrcoef(s[:-1], s[1:])[0, 1]) < 0.02 and len(np.unique(s)) > 0.99 * len(s)
 
 
 # --- the verdicts
 
-@pytest.mark.parametrize("change", [{}, dict(K=4), dict(steps=4, sigma=2.0), dict(q=0.2, sigma=0.7), dict(q=0.5, others=0)],
-                         ids=str)
+@pytest.mark.parametrize("change", [
+    {}, dict(K=4), dict(steps=4, sigma=2.0), dict(q=0.2, sigma=0.7), dict(q=0.5, others=0)], ids=str)
 def test_the_right_step_respects_its_tight_bound(change):
     world = WORLD | change
     found = audit.audit(dpsgd.private_gradient, 200_000, 1e-5, 0, **world)[2]
@@ -134,9 +145,11 @@ def test_an_adapter_that_was_not_trained_changes_no_loss(tmp_path):
     pictures, labels = torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9)
     s = train.Settings(base=str(tmp_path / "base.pt"), N=9, B=4, steps=0, rank=2)
     untouched = membership.finetuned(s, 0.0, pictures, labels, seed=0)
-    torch.testing.assert_close(membership.losses(untouched, pictures, labels), membership.losses(base, pictures, labels))
-    trained = membership.finetuned(train.Settings(base=s.base, N=9, B=9, steps=30, rank=2), 0.0, pictures, labels, seed=0)
-    assert membership.losses(trained, pictures, labels).mean() < membership.losses(base, pictures, labels).mean()
+    before = membership.losses(base, pictures, labels)
+    torch.testing.assert_close(membership.losses(untouched, pictures, labels), before)
+    long = train.Settings(base=s.base, N=9, B=9, steps=30, rank=2)
+    trained = membership.finetuned(long, 0.0, pictures, labels, seed=0)
+    assert membership.losses(trained, pictures, labels).mean() < before.mean()
 
 
 # --- the command line
@@ -151,15 +164,17 @@ def test_a_membership_attack_without_meaning_is_refused_in_one_line(bad, monkeyp
 
 
 def test_the_program_prints_a_lower_bound_below_the_proven_one():
-    shown = subprocess.run([sys.executable, "audit.py", "--runs", "100000"], cwd=ROOT, capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "audit.py", "--runs", "100000"], cwd=ROOT, capture_output=True,
+                           text=True)
     said = shown.stdout + shown.stderr
     figures = {line.split()[0]: float(line.split()[3]) for line in shown.stdout.splitlines() if line[:6] in
                ("lower ", "tight ", "proven")}
     assert shown.returncode == 0 and 2 < figures["lower"] <= figures["tight"] <= figures["proven"], said
 
 
-@pytest.mark.parametrize("bad", ["--q 0", "--q nan", "--sigma -1", "--steps 0", "--K 0", "--delta 1", "--runs 10",
-                                 "--seed -1", "--break nothing", "--unknown"])
+@pytest.mark.parametrize("bad", [
+    "--q 0", "--q nan", "--sigma -1", "--steps 0", "--K 0", "--delta 1", "--runs 10",
+    "--seed -1", "--break nothing", "--unknown"])
 def test_bad_flags_are_refused_in_one_line_with_exit_code_2(bad, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["audit.py", *bad.split()])
     with pytest.raises(SystemExit) as stopped:

@@ -43,7 +43,8 @@ def test_no_layer_averages_over_the_batch(model):
 def test_kl_equals_numerical_integration():
     mu, sigma = 0.7, 0.4
     q, p = scipy.stats.norm(mu, sigma), scipy.stats.norm(0, 1)
-    exact, _ = scipy.integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mu - 10 * sigma, mu + 10 * sigma)
+    integrand = lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z))
+    exact, _ = scipy.integrate.quad(integrand, mu - 10 * sigma, mu + 10 * sigma)
     ours = autoencoder.kl(torch.full((1, 2, 3, 3), mu), torch.full((1, 2, 3, 3), 2 * math.log(sigma)))
     assert ours.item() == pytest.approx(18 * exact, rel=1e-5)
 
@@ -54,7 +55,8 @@ def test_the_loss_is_L1_plus_w_times_kl_per_value_of_x(model):
     mu, log_var = model.encode(x)
     back = model.decode(mu + log_var.exp().sqrt() * noise)
     for i, value in enumerate(autoencoder.loss(model, x, noise, 0.5)):
-        expected = (back[i] - x[i]).abs().mean() + 0.5 * autoencoder.kl(mu[i:i + 1], log_var[i:i + 1])[0] / (3 * 16 * 16)
+        error, kl = (back[i] - x[i]).abs().mean(), autoencoder.kl(mu[i:i + 1], log_var[i:i + 1])[0]
+        expected = error + 0.5 * kl / (3 * 16 * 16)
         assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -68,8 +70,8 @@ def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes
 
 
 def test_latents_are_the_same_whatever_the_batch(model):
-    torch.testing.assert_close(autoencoder.to_latents(model, IMAGES, batch=1), autoencoder.to_latents(model, IMAGES, batch=4),
-                               rtol=1e-4, atol=1e-5)
+    one, four = (autoencoder.to_latents(model, IMAGES, batch=n) for n in (1, 4))
+    torch.testing.assert_close(one, four, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_gives_back_the_scale_exactly_and_the_weights_to_half_precision_frozen(model, tmp_path):

@@ -1,4 +1,7 @@
-"""Theorems about the public clothes: they are drawn, deterministic, in the documented frame, and show their class."""
+"""Theorems about the public clothes.
+
+They are drawn, deterministic, in the documented frame, and show their class.
+"""
 import pytest
 import torch
 from drawings import clothes
@@ -28,7 +31,8 @@ def test_clothes_have_the_documented_shape_range_and_frame(drawn):
     assert (images > -0.9).flatten(1).sum(1).min() >= 30, "no image is empty"
     height, width = box(images)
     longer = torch.maximum(height, width).float()
-    assert (longer >= 25).float().mean() > 0.95, f"the longer side fills the frame: mean {longer.mean():.1f} of 28 pixels"
+    full = (longer >= 25).float().mean()
+    assert full > 0.95, f"the longer side fills the frame: mean {longer.mean():.1f} of 28 pixels"
 
 
 def test_the_background_is_exactly_black(drawn):
@@ -37,12 +41,14 @@ def test_the_background_is_exactly_black(drawn):
     black = (corners == -1).float()
     assert black.mean() > 0.95, f"{black.mean():.2f} of all corners"
     assert (black.sum(1) >= 2).float().mean() > 0.99, "nearly every image has at least two black corners"
-    assert ((images == -1).flatten(1).float().mean(1) > 0.1).float().mean() > 0.98, "background around nearly every garment"
+    background = (images == -1).flatten(1).float().mean(1)
+    assert (background > 0.1).float().mean() > 0.98, "background around nearly every garment"
 
 
 def test_every_class_is_equally_likely(drawn):
     count = torch.bincount(drawn[1], minlength=10)
-    assert len(count) == 10 == len(clothes.NAMES) and (count - 300).abs().max() < 5 * (3000 * 0.1 * 0.9) ** 0.5, count.tolist()
+    assert len(count) == 10 == len(clothes.NAMES)
+    assert (count - 300).abs().max() < 5 * (3000 * 0.1 * 0.9) ** 0.5, count.tolist()
 
 
 def test_clothes_depend_on_the_generator_alone():
@@ -86,7 +92,7 @@ def test_the_same_garment_is_never_drawn_twice(drawn):
 
 
 def test_the_class_is_drawn_into_the_image(drawn):
-    """A linear classifier (ridge regression to one-hot labels) knows the classes of clothes that it has not seen.
+    """A linear classifier (ridge regression to one-hot labels) knows the classes of clothes it has not seen.
 
     Pullover, coat and shirt are told apart by their fronts, which a linear map hardly sees: hence not more.
     """

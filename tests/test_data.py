@@ -1,4 +1,7 @@
-"""Theorems about the images: the public ones are drawn, deterministic and framed; the private ones are read or refused."""
+"""Theorems about the images.
+
+The public ones are drawn, deterministic and framed; the private ones are read or refused.
+"""
 import gzip
 
 import numpy as np
@@ -68,7 +71,8 @@ def test_gzipped_fashion_files_are_found_in_data_dir(tmp_path, where):
 
 @pytest.mark.parametrize("damage, says", [
     (lambda b: b[:len(b) // 2], "truncated"), (lambda b: b"hello", "truncated or not a gzip"),
-    (lambda b: gzip.compress(gzip.decompress(b)[:-1]), "not an idx file"), (lambda b: gzip.compress(b"\0\0\x0d\3" + bytes(90)), "not an idx file"),
+    (lambda b: gzip.compress(gzip.decompress(b)[:-1]), "not an idx file"),
+    (lambda b: gzip.compress(b"\0\0\x0d\3" + bytes(90)), "not an idx file"),
     (lambda b: gzip.compress(b""), "not an idx file")])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, says):
     write_idx(tmp_path, np.zeros((5, 28, 28), np.uint8), np.zeros(5, np.uint8))
@@ -91,7 +95,8 @@ def make_folder(path, sizes=((40, 30), (32, 32), (50, 70)), classes=("cats", "do
 def test_a_folder_of_pictures_is_resized_cropped_and_labelled(tmp_path):
     make_folder(tmp_path / "pictures")
     images, labels = data.load(f"folder:{tmp_path / 'pictures'}", size=24)
-    assert images.shape == (6, 3, 24, 24) and images.dtype == torch.uint8 and labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images.shape == (6, 3, 24, 24) and images.dtype == torch.uint8
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_an_unreadable_picture_or_an_empty_folder_is_named(tmp_path):
@@ -152,7 +157,7 @@ def test_a_picture_whose_grey_levels_are_not_known_is_refused_by_name(name, pixe
 def test_a_grey_folder_is_read_as_grey(tmp_path):
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     saved(tmp_path / "a" / "grey.png", pixels)
-    saved(tmp_path / "a" / "same.png", np.stack([pixels] * 3, 2))        # stored as colour, all channels alike
+    saved(tmp_path / "a" / "same.png", np.stack([pixels] * 3, 2))     # stored as colour, all channels alike
     images, _ = data.load(f"folder:{tmp_path}", size=16, channels=1)
     assert images.shape == (2, 1, 16, 16) and torch.equal(images[0], images[1])
     assert np.array_equal(images[0, 0].numpy(), pixels)
@@ -203,8 +208,8 @@ def test_garments_have_the_same_names_wherever_they_are_written_down():
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 NPZ = {
     "sample.py": (dict(images=PIXELS.transpose(0, 3, 1, 2), labels=np.arange(5)), [0, 1, 2, 3, 4]),
-    "MedMNIST": (dict(train_images=PIXELS, train_labels=np.arange(5, dtype=np.uint8)[:, None], test_images=PIXELS[:1],
-                      test_labels=np.full((1, 1), 4, np.uint8)), [0, 1, 2, 3, 4]),
+    "MedMNIST": (dict(train_images=PIXELS, train_labels=np.arange(5, dtype=np.uint8)[:, None],
+                      test_images=PIXELS[:1], test_labels=np.full((1, 1), 4, np.uint8)), [0, 1, 2, 3, 4]),
     "guided-diffusion": (dict(arr_0=PIXELS), [0, 0, 0, 0, 0]),
 }
 

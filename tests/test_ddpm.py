@@ -13,7 +13,7 @@ from conftest import examples, tiny_unet
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_q_sample_equals_t_one_step_kernels(kind):
-    """q(x_t | x_0) is the composition of q(x_s | x_{s-1}) = N(sqrt(1 - beta_s) x_{s-1}, beta_s).   [DDPM Eq. 2 and 4]"""
+    """q(x_t | x_0) composes q(x_s | x_{s-1}) = N(sqrt(1 - beta_s) x_{s-1}, beta_s).   [DDPM Eq. 2 and 4]"""
     schedule = ddpm.Schedule(T=50, kind=kind)
     a = schedule.alpha_bar.double()
     beta = 1 - a / torch.cat([torch.ones(1, dtype=torch.double), a[:-1]])
@@ -31,7 +31,8 @@ def test_linear_schedule_is_the_papers():
     beta = 1 - ddpm.LINEAR.alpha_bar.double()[1:] / ddpm.LINEAR.alpha_bar.double()[:-1]
     assert 1 - ddpm.LINEAR.alpha_bar[0].item() == pytest.approx(0.0015, rel=1e-3)
     assert beta[-1].item() == pytest.approx(0.0195, rel=1e-3)
-    assert ddpm.LINEAR.alpha_bar[-1] < 1e-4, "the last step must leave almost no signal: sampling starts from pure noise"
+    left = ddpm.LINEAR.alpha_bar[-1]
+    assert left < 1e-4, "the last step must leave almost no signal: sampling starts from pure noise"
 
 
 def test_draws_cover_every_t_uniformly():
@@ -44,26 +45,34 @@ def test_draws_cover_every_t_uniformly():
 
 
 def test_middle_draws_follow_beta_2_3():
-    t, _ = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, torch.Generator().manual_seed(0), timesteps="middle")
+    g = torch.Generator().manual_seed(0)
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, g, timesteps="middle")
     assert t.shape == (5000, 4) and t.min() >= 0 and t.max() < ddpm.LINEAR.T
     expected = 20_000 * np.diff(scipy.stats.beta(2, 3).cdf(np.linspace(0, 1, 11)))
     counts = torch.bincount(t.flatten() // 100, minlength=10).numpy()
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all(), counts
 
 
-@pytest.mark.parametrize("timesteps, law", [("uniform", scipy.stats.uniform()), ("middle", scipy.stats.beta(2, 3))])
+@pytest.mark.parametrize("timesteps, law", [
+    ("uniform", scipy.stats.uniform()), ("middle", scipy.stats.beta(2, 3))])
 def test_the_K_draws_of_an_image_fall_one_into_each_of_K_equal_slices_of_the_law_of_t(timesteps, law):
-    t, _ = ddpm.draw_t_and_noise(torch.zeros(500, 1, 1, 1), 5, torch.Generator().manual_seed(0), timesteps=timesteps)
+    g = torch.Generator().manual_seed(0)
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(500, 1, 1, 1), 5, g, timesteps=timesteps)
     t, edges = t.numpy() / ddpm.LINEAR.T, np.linspace(0, 1, 6)
     assert (law.cdf(t) < edges[1:]).all() and (law.cdf(t + 1 / ddpm.LINEAR.T) > edges[:-1] - 1e-6).all()
 
 
-@pytest.mark.parametrize("weighting, w", [("flat", lambda a: 1), ("even", lambda a: min(((1 - a) / a) ** 0.5, 10))])
+@pytest.mark.parametrize("weighting, w", [
+    ("flat", lambda a: 1), ("even", lambda a: min(((1 - a) / a) ** 0.5, 10))])
 def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weighting, w):
     model, (x0, labels, t, noise) = tiny_unet(), examples(3, K=4)
-    loop = [torch.stack([(model(ddpm.q_sample(x0[i:i + 1], t[i, k:k + 1], noise[i, k][None]), t[i, k:k + 1], labels[i:i + 1])
-                          - noise[i, k]).square().mean() * w(ddpm.LINEAR.alpha_bar[t[i, k]].item()) for k in range(4)]).mean()
-            for i in range(3)]
+
+    def one(i, k):
+        """The loss of image i's draw k."""
+        x_t = ddpm.q_sample(x0[i:i + 1], t[i, k:k + 1], noise[i, k][None])
+        error = model(x_t, t[i, k:k + 1], labels[i:i + 1]) - noise[i, k]
+        return error.square().mean() * w(ddpm.LINEAR.alpha_bar[t[i, k]].item())
+    loop = [torch.stack([one(i, k) for k in range(4)]).mean() for i in range(3)]
     torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise, weighting=weighting), torch.stack(loop))
 
 
@@ -104,7 +113,8 @@ def test_ddim_with_eta_0_is_deterministic_given_the_start_and_with_eta_1_is_not(
         with pytest.MonkeyPatch.context() as m:
             randn = torch.randn
             m.setattr(torch, "randn", lambda *a, **k: first.pop() if first else randn(*a, **k))
-            return ddpm.ddim_sample(tiny_unet(), torch.tensor([1, 2]), (2, 1, 8, 8), 10, eta, generator=generator)
+            labels = torch.tensor([1, 2])
+            return ddpm.ddim_sample(tiny_unet(), labels, (2, 1, 8, 8), 10, eta, generator=generator)
     torch.testing.assert_close(sample(0.0, 1), sample(0.0, 2), atol=1e-4, rtol=0)
     assert (sample(1.0, 1) - sample(1.0, 2)).abs().max() > 0.1
 
@@ -115,13 +125,14 @@ def test_ddpm_is_ddim_with_all_steps_and_eta_1():
     for t in (1, 10, 500, 999):
         beta = 1 - a[t] / a[t - 1]
         posterior = (1 - a[t - 1]) / (1 - a[t]) * beta
-        sigma = ((1 - a[t - 1]) / (1 - a[t]) * (1 - a[t] / a[t - 1])).sqrt()          # DDIM Eq. 16 with eta = 1
+        sigma = ((1 - a[t - 1]) / (1 - a[t]) * (1 - a[t] / a[t - 1])).sqrt()     # DDIM Eq. 16 with eta = 1
         torch.testing.assert_close(sigma**2, posterior)
         # the mean, as coefficients of x_0 and x_t
         on_xt = (1 - a[t - 1] - sigma**2).sqrt() / (1 - a[t]).sqrt()
         torch.testing.assert_close(on_xt, (1 - beta).sqrt() * (1 - a[t - 1]) / (1 - a[t]))
-    torch.testing.assert_close(ddpm.ddpm_sample(Recorder(), None, (1, 1, 2, 2), generator=torch.Generator().manual_seed(3)),
-                               ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), 1000, generator=torch.Generator().manual_seed(3)))
+    g = lambda: torch.Generator().manual_seed(3)
+    torch.testing.assert_close(ddpm.ddpm_sample(Recorder(), None, (1, 1, 2, 2), generator=g()),
+                               ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), 1000, generator=g()))
 
 
 def test_the_true_noise_samples_the_true_image():
@@ -133,7 +144,8 @@ def test_the_true_noise_samples_the_true_image():
             a = ddpm.LINEAR.alpha_bar[t][:, None, None, None]
             return (x - a.sqrt() * x0) / (1 - a).sqrt()
     for eta in (0.0, 1.0):
-        torch.testing.assert_close(ddpm.ddim_sample(Oracle(), None, (2, 1, 4, 4), 20, eta), x0, atol=1e-3, rtol=0)
+        found = ddpm.ddim_sample(Oracle(), None, (2, 1, 4, 4), 20, eta)
+        torch.testing.assert_close(found, x0, atol=1e-3, rtol=0)
 
 
 def test_every_jump_of_ddim_lands_where_q_sample_noises_to():
@@ -158,16 +170,20 @@ def test_guidance_0_ignores_the_null_class_and_1_extrapolates():
     t, null = t[:, 0], torch.full_like(labels, model.classes)
     with_label, without = model(x, t, labels), model(x, t, null)
     torch.testing.assert_close(ddpm.predict_noise(model, x, t, labels, 0.0), with_label)
-    torch.testing.assert_close(ddpm.predict_noise(model, x, t, labels, 1.0), 2 * with_label - without, atol=1e-5, rtol=1e-4)
+    guided = ddpm.predict_noise(model, x, t, labels, 1.0)
+    torch.testing.assert_close(guided, 2 * with_label - without, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arguments, side", [
-    (dict(), 28), (dict(classes=None, image_channels=3, blocks=2), 32), (dict(patch=1, attention_levels=()), 16),
-    (dict(multipliers=(1, 2, 2), attention_levels=(0, 2), patch=1), 16), (dict(multipliers=(1,), attention_levels=(0,)), 8)])
+    (dict(), 28), (dict(classes=None, image_channels=3, blocks=2), 32),
+    (dict(patch=1, attention_levels=()), 16),
+    (dict(multipliers=(1, 2, 2), attention_levels=(0, 2), patch=1), 16),
+    (dict(multipliers=(1,), attention_levels=(0,)), 8)])
 def test_unet_keeps_the_shape_and_starts_at_zero(arguments, side):
     model = unet.UNet(**arguments)
     c = model.config["image_channels"]
-    out = model(torch.randn(2, c, side, side), torch.tensor([0, 999]), torch.tensor([1, 2]) if model.classes else None)
+    labels = torch.tensor([1, 2]) if model.classes else None
+    out = model(torch.randn(2, c, side, side), torch.tensor([0, 999]), labels)
     assert out.shape == (2, c, side, side) and (out == 0).all()
 
 
@@ -183,7 +199,8 @@ def test_one_image_never_reaches_another_through_the_network():
 def test_saved_unet_loads_to_the_same_function(tmp_path):
     model, (x, labels, t, _) = tiny_unet(), examples(2, K=1)
     unet.save(tmp_path / "base.pt", model)
-    torch.testing.assert_close(unet.load(tmp_path / "base.pt")(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
+    loaded = unet.load(tmp_path / "base.pt")
+    torch.testing.assert_close(loaded(x, t[:, 0], labels), model(x, t[:, 0], labels), atol=1e-5, rtol=1e-5)
 
 
 def test_ema_forgets_its_start_and_then_averages():
@@ -200,7 +217,7 @@ def test_ema_forgets_its_start_and_then_averages():
 
 
 def test_second_order_steps_end_far_nearer_to_the_exact_flow():
-    """Data N(0, s^2): the best noise prediction and the end of the deterministic flow are known in closed form."""
+    """Data N(0, s^2): the best noise prediction and the end of the deterministic flow have a closed form."""
     s, alpha_bar = 0.2, ddpm.LINEAR.alpha_bar.double()
 
     class Best(Recorder):
@@ -229,7 +246,8 @@ def test_second_order_steps_end_far_nearer_to_the_exact_flow():
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
                                   lambda: ddpm.loss(tiny_unet(), *examples(1, K=1), weighting="steep"),
-                                  lambda: ddpm.Schedule(kind="square").alpha_bar, lambda: unet.UNet(channels=8, heads=3)])
+                                  lambda: ddpm.Schedule(kind="square").alpha_bar,
+                                  lambda: unet.UNet(channels=8, heads=3)])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected|cannot"):
         call()

@@ -10,12 +10,14 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import denoising  # noqa: E402
 
-IMAGES, LABELS = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
+IMAGES = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(64) % 10
 
 
 def test_a_network_that_predicts_nothing_loses_the_noises_own_variance_at_every_t():
     losses = denoising.denoising_losses(lambda x_t, t, label: torch.zeros_like(x_t), IMAGES, LABELS)
-    assert losses == pytest.approx([1.0] * len(denoising.TIMESTEPS), abs=0.03)           # 64 x 784 draws: 5 standard errors
+    expected = [1.0] * len(denoising.TIMESTEPS)
+    assert losses == pytest.approx(expected, abs=0.03)                   # 64 x 784 draws: 5 standard errors
 
 
 def test_a_network_that_knows_the_image_loses_nothing():
@@ -29,4 +31,5 @@ def test_a_network_that_knows_the_image_loses_nothing():
 
 def test_the_size_of_the_batches_changes_nothing():
     blind = lambda x_t, t, label: 0.3 * x_t
-    assert denoising.denoising_losses(blind, IMAGES, LABELS, batch=7) == pytest.approx(denoising.denoising_losses(blind, IMAGES, LABELS), rel=1e-5)
+    at_once = denoising.denoising_losses(blind, IMAGES, LABELS)
+    assert denoising.denoising_losses(blind, IMAGES, LABELS, batch=7) == pytest.approx(at_once, rel=1e-5)

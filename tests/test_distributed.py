@@ -25,7 +25,8 @@ def squares(params, x):
 
 
 def problem():
-    return {"w": torch.zeros(3), "v": torch.zeros(1, 2)}, torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    return {"w": torch.zeros(3), "v": torch.zeros(1, 2)}, x
 
 
 def one_rank(rank, folder, results):
@@ -35,7 +36,8 @@ def one_rank(rank, folder, results):
     distributed.same_everywhere(start)
     results[rank, "start"] = start["w"].tolist() + [start["key"].item()]
     for name, mine in (("lots", x[rank::2]), ("only rank 1", x[:rank * 3]), ("empty", x[:0])):
-        g = dpsgd.private_gradient(squares, params, (mine,), **STEP, generator=torch.Generator().manual_seed(10 + 5 * rank))
+        generator = torch.Generator().manual_seed(10 + 5 * rank)
+        g = dpsgd.private_gradient(squares, params, (mine,), **STEP, generator=generator)
         results[rank, name] = torch.cat([v.flatten() for v in g.values()])
     dist.destroy_process_group()
 
@@ -49,16 +51,19 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
     assert results[0, "start"] == results[1, "start"] == [0, 0, 0, 0], "all ranks start where rank 0 does"
     params, x = problem()
     for name, lot in (("lots", x), ("only rank 1", x[:3]), ("empty", x[:0])):
-        alone = dpsgd.private_gradient(squares, params, (lot,), **STEP, generator=torch.Generator().manual_seed(10))
+        generator = torch.Generator().manual_seed(10)
+        alone = dpsgd.private_gradient(squares, params, (lot,), **STEP, generator=generator)
         alone = torch.cat([v.flatten() for v in alone.values()])
         for rank in (0, 1):
-            torch.testing.assert_close(results[rank, name], alone, atol=1e-6, rtol=1e-5, msg=lambda m: f"{name}, rank {rank}: {m}")
+            torch.testing.assert_close(results[rank, name], alone, atol=1e-6, rtol=1e-5,
+                                       msg=lambda m: f"{name}, rank {rank}: {m}")
 
 
 def torchrun(*argv, **how):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                             str(ROOT / "tests/quick_train.py"), *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env=dict(os.environ, OMP_NUM_THREADS="1"), start_new_session=True, **how)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(ROOT / "tests/quick_train.py"), *map(str, argv)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=dict(os.environ, OMP_NUM_THREADS="1"), start_new_session=True, **how)
 
 
 def test_a_run_on_two_ranks_counts_one_mechanism(place):  # noqa: F811
@@ -71,15 +76,16 @@ def test_a_run_on_two_ranks_counts_one_mechanism(place):  # noqa: F811
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_clear_message_and_the_last_checkpoint(place):  # noqa: F811
-    flags = [*TINY, "--steps", 5000, "--data-dir", place, "--base", place / "base.pt", "--out", place / "dies"]
+    flags = [*TINY, "--steps", 5000, "--data-dir", place, "--base", place / "base.pt",
+             "--out", place / "dies"]
     run = torchrun(*flags)
     checkpoint = place / "dies" / "checkpoint.pt"
     try:
         deadline = time.time() + 100
         while not checkpoint.exists() and time.time() < deadline:
             time.sleep(0.1)
-        children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        asked = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
+        os.kill(int(asked.stdout.split()[-1]), signal.SIGKILL)
         said, _ = run.communicate(timeout=60)
     finally:
         if run.poll() is None:

@@ -14,25 +14,32 @@ BOTH = lora.ATTENTION + lora.CONVOLUTIONS
 
 
 def diffusion(model, weighting="flat"):
-    """(losses, one, trainable) of the real loss: losses(params, *examples) -> (n,), one(params, *example) -> scalar."""
+    """(losses, one, trainable) of the real loss.
+
+    losses(params, *examples) -> (n,), one(params, *example) -> scalar
+    """
     trainable, frozen = lora.split(model)
 
     def losses(params, x0, labels, t, noise):
-        return ddpm.loss(lambda *a: functional_call(model, (params, frozen), a), x0, labels, t, noise, weighting=weighting)
+        model_at = lambda *a: functional_call(model, (params, frozen), a)
+        return ddpm.loss(model_at, x0, labels, t, noise, weighting=weighting)
     return losses, lambda params, *example: losses(params, *(e[None] for e in example))[0], trainable
 
 
 def assert_equal_gradients(found, expected):
-    """Tensor by tensor, within 0.1% of its norm: in float32 processors add in different orders (in float64: 1e-14).
+    """Tensor by tensor, within 0.1% of its norm.
 
-    A tensor whose true gradient is 0, as a bias before a GroupNorm of one channel has, may be off by 1e-6 of all of them.
+    In float32 processors add in different orders (in float64: 1e-14).
+    A tensor whose true gradient is 0, as a bias before a GroupNorm of one channel has, may be off by 1e-6 of
+    all of them.
     """
     assert found.keys() == expected.keys()
     whole = flat(expected).norm()
     for name, g in found.items():
         assert g.shape == expected[name].shape, name
         apart, size = (g - expected[name]).norm(), expected[name].norm()
-        assert apart <= 1e-3 * size + 1e-6 * whole and whole > 0.1, f"{name}: {apart:.2g} apart, norm {size:.2g} of {whole:.2g}"
+        said = f"{name}: {apart:.2g} apart, norm {size:.2g} of {whole:.2g}"
+        assert apart <= 1e-3 * size + 1e-6 * whole and whole > 0.1, said
 
 
 def loop(losses, params, *ex):
@@ -65,7 +72,8 @@ def test_per_sample_gradients_equal_a_loop(what, K):
 def test_copies_give_the_same_gradients_as_vmap(targets, K):
     losses, one, trainable = diffusion(tiny_adapted(targets))
     ex = examples(5, K)
-    assert_equal_gradients(dpsgd.per_sample_grads_by_copies(losses, trainable, *ex), dpsgd.per_sample_grads(one, trainable, *ex))
+    assert_equal_gradients(dpsgd.per_sample_grads_by_copies(losses, trainable, *ex),
+                           dpsgd.per_sample_grads(one, trainable, *ex))
 
 
 def test_per_sample_gradients_hold_no_graph():
@@ -94,7 +102,8 @@ def test_one_image_leaves_the_gradients_of_the_others_alone(weighting):
 
 def strange(ex, kind):
     x0 = ex[0]
-    x0[-1] = {"ordinary": x0[-1], "NaN": math.nan, "inf": math.inf, "scaled by 1e6": 1e6 * x0[-1], "1e30": 1e30}[kind]
+    x0[-1] = {"ordinary": x0[-1], "NaN": math.nan, "inf": math.inf,
+              "scaled by 1e6": 1e6 * x0[-1], "1e30": 1e30}[kind]
     return ex
 
 
@@ -113,17 +122,22 @@ def test_adding_one_image_moves_the_sum_by_at_most_C(K, kind):
 
 
 def test_the_published_codes_rule_breaks_the_bound():
-    """K draws clipped one by one: one image moves the sum by up to K C, which is why the K losses are averaged first."""
+    """K draws clipped one by one: one image moves the sum by up to K C.
+
+    That is why the K losses are averaged first.
+    """
     losses, _, trainable = diffusion(tiny_adapted())
     C, K, (x0, labels, t, noise) = 1e-6, 4, examples(1, 4)
     as_rows = (x0.expand(K, -1, -1, -1), labels.expand(K), t.view(K, 1), noise.view(K, 1, *x0.shape[1:]))
-    wrong = flat(dpsgd.clip_and_sum(dpsgd.per_sample_grads_by_copies(losses, trainable, *as_rows), C)).norm()
-    right = flat(dpsgd.clip_and_sum(dpsgd.per_sample_grads_by_copies(losses, trainable, x0, labels, t, noise), C)).norm()
+    by_copies = dpsgd.per_sample_grads_by_copies
+    wrong = flat(dpsgd.clip_and_sum(by_copies(losses, trainable, *as_rows), C)).norm()
+    right = flat(dpsgd.clip_and_sum(by_copies(losses, trainable, x0, labels, t, noise), C)).norm()
     assert wrong > 1.5 * C and right <= C * (1 + 1e-4)
 
 
 def test_clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone():
-    grads = {"a": torch.tensor([[3.0, 0.0], [0.3, 0.0]]), "b": torch.tensor([[[4.0]], [[0.4]]])}     # norms 5 and 0.5
+    a, b = torch.tensor([[3.0, 0.0], [0.3, 0.0]]), torch.tensor([[[4.0]], [[0.4]]])
+    grads = {"a": a, "b": b}                                             # norms 5 and 0.5
     torch.testing.assert_close(dpsgd.norms(grads), torch.tensor([5.0, 0.5]).double())
     total = dpsgd.clip_and_sum(grads, C=1.0)
     torch.testing.assert_close(total["a"], torch.tensor([0.6 + 0.3, 0.0]).double())
@@ -136,7 +150,10 @@ def test_a_zero_gradient_stays_zero():
 
 @pytest.mark.parametrize("draw", [torch.randn, lambda *shape: torch.full(shape, 0.1)])
 def test_the_norm_of_a_long_gradient_is_exact(draw):
-    """2.4 million weights: a sum in plain float32 order is too small by 4e-5, and the image moves the sum by more than C."""
+    """2.4 million weights: a sum in plain float32 order is too small by 4e-5.
+
+    Then the image moves the sum by more than C.
+    """
     g = {"w": draw(1, 2_400_000)}
     assert dpsgd.norms(g).item() == pytest.approx(g["w"].double().norm().item(), rel=1e-6)
     assert dpsgd.clip_and_sum(g, 1.0)["w"].double().norm() <= 1 + 1e-6
@@ -159,15 +176,18 @@ def test_mixed_precision_never_touches_norms_sums_or_noise():
 # --- chunks, noise, the step
 
 def linear_per_sample(params, x):
-    return {"w": x * params["w"]}                                        # any function of one example at a time will do
+    return {"w": x * params["w"]}                            # any function of one example at a time will do
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_chunk_size_never_changes_the_answer(chunk):
     losses, _, trainable = diffusion(tiny_adapted())
     per_sample = lambda params, *ex: dpsgd.per_sample_grads_by_copies(losses, params, *ex)
-    step = lambda chunk: flat(dpsgd.private_gradient(per_sample, trainable, examples(7, 2), C=0.1, sigma=1.0, B=5,
-                                                     generator=torch.Generator().manual_seed(1), chunk=chunk))
+
+    def step(chunk):
+        generator = torch.Generator().manual_seed(1)
+        return flat(dpsgd.private_gradient(per_sample, trainable, examples(7, 2), C=0.1, sigma=1.0, B=5,
+                                           generator=generator, chunk=chunk))
     torch.testing.assert_close(step(chunk), step(7), atol=1e-6, rtol=1e-4)
 
 
@@ -176,9 +196,12 @@ def test_noise_is_sigma_C_over_B_once_a_step_also_for_an_empty_lot(lot):
     d, sigma, C, B, generator = 40_000, 1.7, 0.03, 5, torch.Generator().manual_seed(0)
     params, x = {"w": torch.zeros(d // 2), "v": torch.zeros(2, d // 4)}, torch.randn(lot, 3)
     nothing = lambda params, x: {name: torch.zeros(len(x), *p.shape) for name, p in params.items()}
-    draw = lambda: flat(dpsgd.private_gradient(nothing, params, (x,), C=C, sigma=sigma, B=B, generator=generator, chunk=2)) * B
+
+    def draw():
+        return B * flat(dpsgd.private_gradient(nothing, params, (x,), C=C, sigma=sigma, B=B,
+                                               generator=generator, chunk=2))
     first, second = draw(), draw()
-    for noise in (first, second):                                        # three chunks must not mean three draws
+    for noise in (first, second):                                # three chunks must not mean three draws
         assert noise.std().item() == pytest.approx(sigma * C, rel=0.02)
         assert abs(noise.mean().item()) < 5 * sigma * C / math.sqrt(d)
     correlation = torch.corrcoef(torch.stack([first, second]))[0, 1].item()
@@ -189,7 +212,8 @@ def test_noise_is_sigma_C_over_B_once_a_step_also_for_an_empty_lot(lot):
 
 def test_division_is_by_the_declared_batch_not_the_realised_one():
     for n in (1, 4):
-        g = dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(n, 1),), C=10, sigma=0, B=4)
+        ones = {"w": torch.ones(1)}
+        g = dpsgd.private_gradient(linear_per_sample, ones, (torch.ones(n, 1),), C=10, sigma=0, B=4)
         assert g["w"].item() == n / 4
 
 
@@ -199,7 +223,8 @@ def test_without_noise_clipping_and_sampling_a_step_is_gradient_descent():
     ex = examples(6, K=2)
     lot = dpsgd.poisson_sample(6, 1.0)
     per_sample = lambda params, *ex: dpsgd.per_sample_grads_by_copies(losses, params, *ex)
-    private = dpsgd.private_gradient(per_sample, trainable, tuple(e[lot] for e in ex), C=math.inf, sigma=0, B=6, chunk=4)
+    mine = tuple(e[lot] for e in ex)
+    private = dpsgd.private_gradient(per_sample, trainable, mine, C=math.inf, sigma=0, B=6, chunk=4)
     plain = torch.autograd.grad(losses(trainable, *ex).mean(), list(trainable.values()))
     assert_equal_gradients(private, dict(zip(private, plain)))
 
@@ -217,7 +242,8 @@ def test_lots_are_poisson():
     pairs = inside.T @ inside / rounds
     off = pairs[~torch.eye(N, dtype=torch.bool)]
     assert (off - q**2).abs().max() < 5.5 * math.sqrt(q**2 * (1 - q**2) / rounds)
-    assert inside.sum(1).var().item() == pytest.approx(N * q * (1 - q), rel=0.1), "a fixed lot size is not Poisson sampling"
+    variance = inside.sum(1).var().item()
+    assert variance == pytest.approx(N * q * (1 - q), rel=0.1), "a fixed lot size is not Poisson sampling"
 
 
 def test_an_empty_and_a_full_lot_are_legal():
@@ -233,15 +259,22 @@ def test_the_operating_systems_generators_differ_and_fill_the_whole_state():
     assert (words(a) == words(b)).float().mean() < 0.01
     x = torch.randn(100_000, generator=a)
     assert abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02
-    assert torch.equal(torch.rand(3, generator=dpsgd.os_generator(7)), torch.rand(3, generator=dpsgd.os_generator(7)))
+    one, two = (torch.rand(3, generator=dpsgd.os_generator(7)) for _ in range(2))
+    assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("call", [
-    lambda: dpsgd.poisson_sample(10, 1.5), lambda: dpsgd.poisson_sample(10, -0.1), lambda: dpsgd.poisson_sample(10, math.nan),
-    lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, 0.0), lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, math.nan),
-    lambda: dpsgd.add_noise({"a": torch.ones(1)}, -1.0), lambda: dpsgd.add_noise({"a": torch.ones(1)}, math.nan),
-    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),), C=1, sigma=1, B=0),
-    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),), C=1, sigma=1, B=1, chunk=0)])
+    lambda: dpsgd.poisson_sample(10, 1.5),
+    lambda: dpsgd.poisson_sample(10, -0.1),
+    lambda: dpsgd.poisson_sample(10, math.nan),
+    lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, 0.0),
+    lambda: dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, math.nan),
+    lambda: dpsgd.add_noise({"a": torch.ones(1)}, -1.0),
+    lambda: dpsgd.add_noise({"a": torch.ones(1)}, math.nan),
+    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),),
+                                   C=1, sigma=1, B=0),
+    lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),),
+                                   C=1, sigma=1, B=1, chunk=0)])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected"):
         call()

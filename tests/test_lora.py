@@ -14,8 +14,10 @@ def test_adapter_is_the_identity_at_the_start(targets):
     model, (x, labels, t, _) = tiny_unet(), examples(3, K=1)
     before = model(x, t[:, 0], labels)
     lora.inject(model, 2, 3.0, targets)
-    assert not any(m.delta().any() for m in model.modules() if isinstance(m, (lora.LoRALinear, lora.LoRAConv2d)))
-    torch.testing.assert_close(model(x, t[:, 0], labels), before, atol=1e-5, rtol=1e-5)      # not bit for bit: CPUs round
+    adapters = [m for m in model.modules() if isinstance(m, (lora.LoRALinear, lora.LoRAConv2d))]
+    assert not any(m.delta().any() for m in adapters)
+    after = model(x, t[:, 0], labels)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)      # not bit for bit: CPUs round
 
 
 @pytest.mark.parametrize("targets", [lora.ATTENTION, BOTH])
@@ -26,7 +28,8 @@ def test_merged_equals_unmerged_with_alpha_not_r_and_B_not_zero(targets):
     merged = lora.merge(model)
     assert not any(isinstance(m, (lora.LoRALinear, lora.LoRAConv2d)) for m in merged.modules())
     torch.testing.assert_close(merged(x, t[:, 0], labels), unmerged, atol=1e-4, rtol=1e-4)
-    assert (plain(x, t[:, 0], labels) - unmerged).abs().max() > 1e-2, "the adapter must have changed something"
+    moved = (plain(x, t[:, 0], labels) - unmerged).abs().max()
+    assert moved > 1e-2, "the adapter must have changed something"
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -35,7 +38,8 @@ def test_update_has_rank_r_and_size_lora_alpha_over_r(rank):
     torch.nn.init.normal_(layer.lora_B)
     assert torch.linalg.matrix_rank(layer.delta()) == rank
     x = torch.randn(4, 12)
-    torch.testing.assert_close(layer(x) - layer.base(x), x @ (3.0 / rank * layer.lora_B @ layer.lora_A).T, atol=1e-5, rtol=1e-4)
+    update = 3.0 / rank * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer(x) - layer.base(x), x @ update.T, atol=1e-5, rtol=1e-4)
 
 
 def test_A_has_the_papers_spread_and_B_is_zero():
@@ -46,8 +50,8 @@ def test_A_has_the_papers_spread_and_B_is_zero():
 
 def test_the_papers_celeba_64_adapter_has_479232_weights():
     with torch.device("meta"):
-        model = unet.UNet(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2, attention_levels=(0, 1, 2), heads=8,
-                          classes=None, patch=2)
+        model = unet.UNet(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2,
+                          attention_levels=(0, 1, 2), heads=8, classes=None, patch=2)
         adapted = lora.inject(model, rank=16, alpha=16)
     trainable, _ = lora.split(model)
     assert adapted == 2 * 16, "qkv and proj of 16 attention blocks"
@@ -111,8 +115,9 @@ def test_an_adapter_of_another_network_or_none_is_refused(tmp_path):
         lora.load(tiny_unet(), tmp_path)
 
 
-@pytest.mark.parametrize("start, first", [("null", lambda old: old[10]), ("mean", lambda old: old[:10].mean(0)),
-                                          ("seven,two,seven", lambda old: old[7])])
+@pytest.mark.parametrize("start, first", [
+    ("null", lambda old: old[10]), ("mean", lambda old: old[:10].mean(0)),
+    ("seven,two,seven", lambda old: old[7])])
 def test_private_classes_start_from_public_knowledge_and_the_null_class_stays(start, first):
     model = tiny_unet()
     model.config["names"] = "zero one two three four five six seven eight nine".split()
@@ -123,7 +128,8 @@ def test_private_classes_start_from_public_knowledge_and_the_null_class_stays(st
     torch.testing.assert_close(table[0], first(old))
     assert torch.equal(table[3], old[10]), "the null class has moved"
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([5, 500])
-    torch.testing.assert_close(model(x, t, torch.tensor([3, 3])), model(x, t))       # label 3 is the null class now
+    null = torch.tensor([3, 3])                                          # label 3 is the null class now
+    torch.testing.assert_close(model(x, t, null), model(x, t))
 
 
 @pytest.mark.parametrize("start", ["seven", "seven,two,eleven", "seven,two,two,two"])
@@ -135,7 +141,10 @@ def test_names_that_the_base_does_not_know_are_refused(start):
 
 
 def test_only_the_private_rows_and_the_null_row_are_trained_and_the_adapter_loads_again(tmp_path):
-    """The table that is trained, and gets noise, has one row a private class and one for null, however many were public."""
+    """The table that is trained, and gets noise, has one row a private class and one for null.
+
+    However many classes were public.
+    """
     model = tiny_unet()
     lora.new_classes(model, 3)
     lora.inject(model, 2, 2.0)

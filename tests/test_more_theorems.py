@@ -1,4 +1,4 @@
-"""Theorems about the private loop as a whole: what one image, one step and one interruption can do to a run."""
+"""Theorems about the private loop as a whole: what an image, a step and an interruption can do to a run."""
 import contextlib
 import dataclasses
 import json
@@ -38,7 +38,8 @@ def here(folder, monkeypatch):
 def long_run(folder):
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
-        return watch("long", "--steps", LONG, "--seed", 1), json.loads((folder / "long" / "privacy.json").read_text())
+        seen = watch("long", "--steps", LONG, "--seed", 1)
+        return seen, json.loads((folder / "long" / "privacy.json").read_text())
 
 
 def flat(tensors) -> torch.Tensor:
@@ -66,7 +67,8 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
         for p in trainable.values():
             p.add_(0.3 * torch.randn_like(p))
     images, labels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8), torch.arange(n)
-    monkeypatch.setattr(unet, "autocast", lambda device: contextlib.nullcontext())     # float32: no rounding to speak of
+    # float32: no rounding to speak of
+    monkeypatch.setattr(unet, "autocast", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(train, "DROP", 0.5)
     s = train.Settings(K=K, train=what)
 
@@ -81,9 +83,13 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
 # --- one step
 
 def test_a_runs_lots_are_poisson_samples_at_the_declared_rate(long_run):
-    """q = B/N from the declared N, though the folder holds fewer images; no fixed size, no memory of earlier lots."""
+    """q = B/N from the declared N, though the folder holds fewer images.
+
+    No fixed size, no memory of earlier lots.
+    """
     lots = [lot for lot, _ in long_run[0]]
-    assert len(lots) == LONG and all(len(set(lot)) == len(lot) for lot in lots), "an image is in a lot once or not at all"
+    assert len(lots) == LONG
+    assert all(len(set(lot)) == len(lot) for lot in lots), "an image is in a lot once or not at all"
     size, variance = torch.tensor([float(len(lot)) for lot in lots]), IMAGES * Q * (1 - Q)
     assert abs(size.mean() - IMAGES * Q) < 5 * math.sqrt(variance / LONG), size.mean()
     assert abs(size.var() / variance - 1) < 5 * math.sqrt(2 / LONG), size.var()
@@ -96,7 +102,8 @@ def test_a_runs_noise_has_std_sigma_C_in_every_tensor_and_is_fresh_in_every_step
     noise, said = [n for _, n in long_run[0]], long_run[1]
     for name in noise[0]:
         z = torch.stack([step[name].flatten() for step in noise])
-        assert z.std().item() == pytest.approx(said["sigma"] * said["C"], rel=5 / math.sqrt(2 * z.numel())), name
+        tolerance = 5 / math.sqrt(2 * z.numel())
+        assert z.std().item() == pytest.approx(said["sigma"] * said["C"], rel=tolerance), name
     between = [correlation(a, b) for a, b in zip(noise, noise[1:])]
     assert abs(sum(between) / len(between)) < 5 / math.sqrt(len(between) * len(flat(noise[0])))
 
@@ -114,14 +121,14 @@ def test_an_empty_lot_is_a_step_with_noise_that_counts():
 
 
 def test_the_noise_cannot_be_found_by_trying_all_32_bit_seeds():
-    """manual_seed(s) leaves s itself as the first word of the state: whoever guesses the word has the other 623."""
+    """manual_seed(s) leaves s itself as the first word of the state: whoever guesses it has the other 623."""
     words = lambda g: g.get_state()[24:24 + 624 * 8].view(torch.int64)
     state = words(dpsgd.os_generator())
     assert not torch.equal(words(torch.Generator().manual_seed(int(state[0]))), state)
 
 
 def test_the_uniform_draws_of_a_lot_are_fine_enough_for_a_small_q(monkeypatch):
-    """Of 30,000 draws with 24 bits about 27 coincide and no q below 6e-8 is possible; with 53 bits none do."""
+    """Of 30,000 draws with 24 bits about 27 coincide, and no q below 6e-8 is possible; with 53, none do."""
     drawn, rand = [], torch.rand
     monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
     dpsgd.poisson_sample(30_000, 0.5, torch.Generator().manual_seed(0))
@@ -140,7 +147,8 @@ def test_what_a_run_says_depends_on_public_constants_alone(tmp_path, monkeypatch
         monkeypatch.setattr(train, "tqdm", lambda steps, **_: Bar(steps))
         code, out, err = finetune("--out", "run", "--seed", 5)
         assert code == 0 and not err, err
-        said.append([out, shown] + [Path("run", name).read_text() for name in ("metrics.csv", "privacy.json", "config.json")])
+        files = [Path("run", name).read_text() for name in ("metrics.csv", "privacy.json", "config.json")]
+        said.append([out, shown, *files])
     for one, other in zip(*said):
         assert one == other
 
@@ -160,7 +168,8 @@ def test_the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted(monke
         Path("ledger", "checkpoint.pt").touch()
         statement.publish(s, sigma, rows, *rest)
         said = json.loads(Path("ledger", "privacy.json").read_text())
-        assert (said["steps"], said["epsilon"]) == (len(rows), accountant.epsilon(Q, sigma, len(rows), 1e-3)[0])
+        assert said["steps"] == len(rows)
+        assert said["epsilon"] == accountant.epsilon(Q, sigma, len(rows), 1e-3)[0]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +183,7 @@ def whole(folder):
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(step, whole):
-    """The same lots, the same noise, the same ledger: no step is repeated with new noise, none goes uncounted."""
+    """The same lots, noise and ledger: no step is repeated with new noise, none goes uncounted."""
     out = f"stopped-{step}"
     with stop_after(step):
         code, _, err = finetune("--out", out, "--seed", 4)
@@ -185,7 +194,8 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(step, whole
         assert Path(out, name).read_bytes() == (whole / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("now", [dict(sigma=0.5), dict(N=500), dict(rank=4), dict(private_images="others"), dict(new=1)])
+@pytest.mark.parametrize("now", [
+    dict(sigma=0.5), dict(N=500), dict(rank=4), dict(private_images="others"), dict(new=1)])
 def test_a_checkpoint_goes_on_only_under_the_settings_it_was_written_under(now, tmp_path):
     before = dict(sigma=1.0, N=400, rank=2, private_images="these")
     checkpoint.save(tmp_path / "c.pt", dict(settings=before, step=3))
