@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository on the path, a tiny UNet that runs in milliseconds, private-looking examples."""
+"""Shared by all tests: the repository on the path, a tiny UNet that runs in milliseconds, random examples."""
 import sys
 from pathlib import Path
 
@@ -21,7 +21,8 @@ def fixed_seed():
 def tiny_unet(classes=10, image_channels=1, seed=0) -> unet.UNet:
     """A UNet whose outputs are not all zero: every parameter is random."""
     torch.manual_seed(seed)
-    model = unet.UNet(image_channels=image_channels, channels=8, multipliers=(1, 2), heads=2, classes=classes, patch=2)
+    model = unet.UNet(image_channels=image_channels, channels=8, multipliers=(1, 2), heads=2, classes=classes,
+                      patch=2)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -10,6 +10,7 @@ import accountant
 import lora
 import unet
 from conftest import ROOT, tiny_unet
+from machinery import pld
 from test_data import write_idx
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

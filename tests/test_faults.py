@@ -1,7 +1,7 @@
 """Theorems about what goes wrong: bad input, a full disk, Ctrl-C, kill -9, an image whose loss is no number.
 
-A refusal is exit code 2 and ONE line on stderr that says what was got and what was expected, and nothing on the disk
-has changed. `tests/faults/kill.py --kills 20` is the long version of the kill test here.
+A refusal is exit code 2 and ONE line on stderr that says what was got and what was expected, and nothing on
+the disk has changed. `tests/faults/kill.py --kills 20` is the long version of the kill test here.
 """
 import contextlib
 import gzip
@@ -41,7 +41,7 @@ SAMPLE = "--n 2 --steps 2 --out new.png --device cpu".split()
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with two good runs, one finished and one stopped after step 3, and every kind of broken file."""
+    """A folder with a finished run, one stopped after step 3, and every kind of broken file."""
     world = make_place(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as m:
         m.chdir(world)
@@ -83,7 +83,8 @@ def world(tmp_path_factory):
     (world / "used").mkdir()
     (world / "used" / ".in-use").write_text(f"process {os.getppid()} on {socket.gethostname()}")
 
-    for name, content in (("garbage", b"garbage"), ("code", pickle.dumps(Code(), protocol=2)), ("half", None)):
+    checkpoints = (("garbage", b"garbage"), ("code", pickle.dumps(Code(), protocol=2)), ("half", None))
+    for name, content in checkpoints:
         (world / f"stopped-{name}").mkdir()
         whole = (world / "stopped" / "checkpoint.pt").read_bytes()
         (world / f"stopped-{name}" / "checkpoint.pt").write_bytes(content or whole[:len(whole) // 2])
@@ -110,7 +111,8 @@ def named_unet(names):
 
 def snapshot(folder) -> dict[str, bytes | None]:
     """Every file's bytes and every folder's existence."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+            for p in sorted(folder.rglob("*"))}
 
 
 # program, flags (later ones win over the good ones), what was got, what was expected
@@ -163,18 +165,26 @@ REFUSED = [
     ("train", "--data-dir unlabelled", "unlabelled/train-labels", "expected"),
     ("train", "--data-dir unequal", "7 images but 6 labels", "fetch the files again"),
     ("train", "--classes cats,dogs --data folder:colour", "3 channels", "expected 1 channels"),
-    ("train", "--classes cats,dogs --data folder:unreadable --base colour.pt", "unreadable/dogs/1.png", "remove or replace it"),
-    ("train", "--classes cats,dogs --data folder:no-pictures --base colour.pt", "no-pictures", "PATH/class/image.png"),
-    ("train", "--classes cats,dogs --data folder:nowhere --base colour.pt", "nowhere", "PATH/class/image.png"),
-    ("train", "--classes cats,dogs --data folder:notes.txt --base colour.pt", "notes.txt", "PATH/class/image.png"),
-    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 18", "side 18", "a side that 4 divides"),
-    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 9", "side 9", "a side that 4 divides"),
+    ("train", "--classes cats,dogs --data folder:unreadable --base colour.pt",
+     "unreadable/dogs/1.png", "remove or replace it"),
+    ("train", "--classes cats,dogs --data folder:no-pictures --base colour.pt",
+     "no-pictures", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:nowhere --base colour.pt",
+     "nowhere", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:notes.txt --base colour.pt",
+     "notes.txt", "PATH/class/image.png"),
+    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 18",
+     "side 18", "a side that 4 divides"),
+    ("train", "--classes cats,dogs --data folder:colour --base colour.pt --size 9",
+     "side 9", "a side that 4 divides"),
     ("train", "--data folder:colour", "--data folder:colour", "--classes NAME,NAME"),
     ("train", "--data folder:colour --classes cats", "sub-folders dogs", "declared classes cats"),
     ("train", "--data folder:colour --classes cats,cats", "--classes cats,cats", "different names"),
-    ("train", "--data folder:colour --base named.pt --classes cats,wolves", "cats, wolves", "cats, dogs, birds"),
+    ("train", "--data folder:colour --base named.pt --classes cats,wolves",
+     "cats, wolves", "cats, dogs, birds"),
     ("train", "--data folder:colour --base named.pt --classes a,b,c,d", "a, b, c, d", "at most 3 new ones"),
-    ("train", "--data folder:wild --base named.pt", "sub-folders wolves", "declared classes cats, dogs, birds"),
+    ("train", "--data folder:wild --base named.pt",
+     "sub-folders wolves", "declared classes cats, dogs, birds"),
     ("train", "--classes 0,1", "--classes 0,1", "folder: or npz:"),
     ("train", "--data npz:lost.npz", "lost.npz is missing", "train_images"),
     ("train", "--data npz:notes.txt", "notes.txt", "train_images"),
@@ -271,8 +281,10 @@ def no_network(*_, **__):
     raise urllib.error.URLError("no network in the tests")
 
 
-@pytest.mark.parametrize("program, flags, got, expected", REFUSED, ids=[f"{p} {flags}" for p, flags, *_ in REFUSED])
-def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags, got, expected, world, monkeypatch):
+@pytest.mark.parametrize("program, flags, got, expected", REFUSED,
+                         ids=[f"{p} {flags}" for p, flags, *_ in REFUSED])
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags, got, expected, world,
+                                                                 monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     before, flags = snapshot(world), flags.split()
@@ -283,18 +295,20 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
     else:
         code, _, err = finetune("--out", "run", *flags)
     after = snapshot(world)
-    changed = {name for name in after.keys() | before.keys() if name not in after or before.get(name, 0) != after[name]}
+    changed = {name for name in after.keys() | before.keys()
+               if name not in after or before.get(name, 0) != after[name]}
     for name in changed - before.keys():                                 # the next input finds a clean world
         shutil.rmtree(world / name) if (world / name).is_dir() else (world / name).unlink(missing_ok=True)
     assert code == 2, err or "it was accepted"
     assert len(err.splitlines()) == 1 and got in err and expected in err, err
-    assert not any(len(word.strip("'")) == 64 for word in err.split()), f"a fingerprint of private images: {err}"
+    fingerprints = [word for word in err.split() if len(word.strip("'")) == 64]
+    assert not fingerprints, f"a fingerprint of private images: {err}"
     assert not changed, f"written or changed: {sorted(changed)}"
 
 
 def test_a_refusal_is_the_same_from_a_shell(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--epsilon", "0"], capture_output=True, text=True,
-                          cwd=tmp_path)
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--epsilon", "0"],
+                          capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("train.py: --epsilon 0.0: expected") and not list(tmp_path.iterdir())
 
@@ -316,15 +330,15 @@ def test_pretraining_of_any_length_ends(steps, tmp_path):
 # --- interrupted
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was():
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "kill.py"), "--kills", "2"], capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "faults" / "kill.py"), "--kills", "2"],
+                          capture_output=True, text=True)
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout + done.stderr
 
 
 def test_ctrl_c_saves_says_the_epsilon_spent_and_is_resumed(world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
     out = tmp_path / "run"
-    with stop_after(3):                                                  # --save-every 2: step 3 is saved because of Ctrl-C
+    with stop_after(3):                                                  # SAVE_EVERY is 2: saved by Ctrl-C
         code, _, err = finetune("--out", out, "--seed", 4)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     spent = accountant.epsilon(40 / N, state["settings"]["sigma"], 3, 1e-3)[0]
@@ -355,8 +369,10 @@ def test_the_checkpoint_is_its_owners_alone_and_gone_at_the_end(world, tmp_path,
 def test_of_two_runs_in_one_folder_the_second_is_refused_until_the_first_ends(tmp_path):
     """The first holds it in another process; killed without a chance to clean up, it holds it no more."""
     code = ("import sys, time, pathlib\nfrom machinery import checkpoint\n"
-            "with checkpoint.alone(pathlib.Path(sys.argv[1]) / '.in-use'): print('mine', flush=True), time.sleep(60)")
-    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT)
+            "with checkpoint.alone(pathlib.Path(sys.argv[1]) / '.in-use'):\n"
+            "    print('mine', flush=True), time.sleep(60)")
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")],
+                             stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert first.stdout.readline() == b"mine\n"
         with pytest.raises(ValueError, match=f"in use by process {first.pid} on"):
@@ -382,8 +398,8 @@ def test_many_that_find_an_abandoned_lock_at_once_get_it_one_at_a_time(tmp_path)
             with contextlib.suppress(ValueError), checkpoint.alone(lock):
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))        # FileExistsError: two at once
                 inside.unlink()
-            with contextlib.suppress(OSError):
-                descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL)         # as a crash leaves it
+            with contextlib.suppress(OSError):                           # a lock as a crash leaves it
+                descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 os.write(descriptor, f"process {ended.pid} on {socket.gethostname()}".encode())
                 os.close(descriptor)
 
@@ -425,8 +441,9 @@ def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypat
 
 # --- what a program says
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"), MemoryError(),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"), MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
 def test_out_of_memory_is_one_line_that_says_what_to_lower(error, world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
 
@@ -446,20 +463,22 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_no_file(world, tmp_path, m
         raise KeyboardInterrupt
     monkeypatch.setattr(ddpm, "ddim_sample", press)
     code, _, err = call(sample.main, "finished", *SAMPLE, "--out", tmp_path / "grid.png")
-    assert code == 130 and err.splitlines()[-1].startswith("sample.py: interrupted") and "Traceback" not in err, err
+    assert code == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("sample.py: interrupted"), err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_goes_away_does_not_end_the_work():
-    done = subprocess.run(f"{sys.executable} -m machinery.screen | head -1; echo ${{PIPESTATUS[0]}}", shell=True, capture_output=True,
-                          text=True, cwd=ROOT, executable="/bin/bash")
+    line = f"{sys.executable} -m machinery.screen | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT, executable="/bin/bash")
     assert done.stdout.splitlines() == ["word 0 of 100,000", "0"], done
     assert done.stderr == "all 100,000 words were said, whoever listened\n"
 
 
 def test_a_bar_is_shown_unless_the_screen_is_a_file_or_somebody_asks(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    assert screen.hide_bar() is None and screen.hide_bar(False) is True, "None: tqdm looks whether stderr is a terminal"
+    assert screen.hide_bar() is None, "None: tqdm looks whether stderr is a terminal"
+    assert screen.hide_bar(False) is True
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert screen.hide_bar() is True
 
@@ -467,14 +486,15 @@ def test_a_bar_is_shown_unless_the_screen_is_a_file_or_somebody_asks(monkeypatch
 def test_what_ships_is_found_from_any_directory(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert unet.load("assets/base.pt").config["names"] == list("0123456789")
-    assert torch.equal(sample.load_run(world / "finished").conv_in.weight, unet.load(world / "base.pt").conv_in.weight), \
+    found, base = sample.load_run(world / "finished"), unet.load(world / "base.pt")
+    assert torch.equal(found.conv_in.weight, base.conv_in.weight), \
         "base.pt of config.json was found above the run's folder"
 
 
 # --- the disk is full
 
 class FullDisk:
-    """While inside, no file can grow beyond `limit` bytes: the kernel itself refuses, half-way through a write."""
+    """While inside, no file can grow beyond `limit` bytes: the kernel refuses, half-way through a write."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -522,8 +542,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(how, world, tmp
     assert (out / "adapter_model.bin").read_bytes() == (world / "finished" / "adapter_model.bin").read_bytes()
 
 
+def save_adapter(folder):
+    lora.save(folder, {"w.lora_A": torch.zeros(9, 999)}, lora.describe("lora", 2, 3.0, True))
+
+
 WRITERS = {
-    "adapter": lambda folder: lora.save(folder, {"w.lora_A": torch.zeros(9, 999)}, lora.describe("lora", 2, 3.0, True)),
+    "adapter": save_adapter,
     "base": lambda folder: unet.save(folder / "base.pt", tiny_unet()),
     "text": lambda folder: checkpoint.write_text(folder / "privacy.json", "x" * 20_000),
 }
@@ -539,8 +563,8 @@ def test_a_file_that_cannot_be_written_is_an_os_error_and_leaves_the_old_one(wha
 
 
 def test_two_programs_may_start_in_one_folder_at_the_same_moment(tmp_path):
-    with ThreadPoolExecutor(4) as programs:
-        list(programs.map(lambda _: checkpoint.try_writing(tmp_path), range(2_000)))                     # raises what any of them raised
+    with ThreadPoolExecutor(4) as programs:                              # list() raises what one raised
+        list(programs.map(lambda _: checkpoint.try_writing(tmp_path), range(2_000)))
     assert not list(tmp_path.iterdir())
 
 
@@ -557,15 +581,17 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_pat
         monkeypatch.setattr(statement, "publish", full)
         code, _, err = finetune("--out", tmp_path / "run", "--seed", 4, picture=True)
         left = {"checkpoint.pt", *PUBLISHED} - {"privacy.json", "adapter_model.bin", "samples.png"}
-        assert {p.name for p in (tmp_path / "run").iterdir()} <= left, "no partial file, no statement without an adapter"
+        written = {p.name for p in (tmp_path / "run").iterdir()}
+        assert written <= left, "no partial file, no statement without an adapter"
         monkeypatch.undo()
         monkeypatch.chdir(world)
-        assert finetune("--out", tmp_path / "run", "--seed", 4, "--resume")[0] == 0, "the run can still be finished"
+        again = finetune("--out", tmp_path / "run", "--seed", 4, "--resume")
+        assert again[0] == 0, "the run can still be finished"
     else:
         argv = dict(pretrain=[pretrain.main, *PRETRAIN, "--out", tmp_path / "base.pt"],
-                    sample=[sample.main, "finished", *SAMPLE, "--n", 50, "--out", tmp_path / "grid.png"])[program]
+                    sample=[sample.main, "finished", *SAMPLE, "--n", 50, "--out", tmp_path / "grid.png"])
         with FullDisk(1_500):
-            code, _, err = call(*argv)
+            code, _, err = call(*argv[program])
         assert not list(tmp_path.iterdir())
     assert code == 2 and "Traceback" not in err and "File too large" in err.splitlines()[-1], err
 
@@ -575,7 +601,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_pat
 @pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention"])
 @pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf, 1e30, 1e38])
 def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch):
-    """uint8 images hold no NaN, but a network that diverges on one of them gives its loss one: the others still count."""
+    """uint8 images hold no NaN, but a network that diverges on one of them gives its loss one.
+
+    The others still count.
+    """
     model, C = tiny_unet(), 0.01
     lora.attach(model, lora.describe(what, 2, 3.0, True))
     trainable, frozen = lora.split(model)

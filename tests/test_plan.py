@@ -7,7 +7,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import plan  # noqa: E402
 
-TINY = dict(image_channels=1, channels=8, multipliers=(1,), blocks=1, attention_levels=(), heads=1, classes=None, patch=1)
+TINY = dict(image_channels=1, channels=8, multipliers=(1,), blocks=1, attention_levels=(), heads=1,
+            classes=None, patch=1)
 
 
 def test_operations_and_memory_are_proportional_to_the_images():
@@ -17,11 +18,12 @@ def test_operations_and_memory_are_proportional_to_the_images():
 
 
 def test_a_wider_image_costs_in_proportion_to_its_pixels_but_for_the_attention():
-    """Convolutions: 4 times the pixels, 4 times the operations; the middle's attention: 16 times its scores."""
+    """4 times the pixels: 4 times the operations of convolutions, 16 times the scores of the attention."""
     small, large = plan.count(8, TINY, rank=2)["flops"], plan.count(16, TINY, rank=2)["flops"]
     assert 4 * small < large + 3 * 3 * 2 * 16 * 8 * 4 and large < 16 * small
 
 
 def test_hours_are_operations_over_operations_a_second():
     assert plan.hours(flops=int(plan.PEAK), draws=3600, gpus=1, share=1.0) == pytest.approx(1.0)
-    assert plan.hours(10**12, 10**6, gpus=8, share=0.2) == pytest.approx(plan.hours(10**12, 10**6, 1, 0.2) / 8)
+    alone = plan.hours(10**12, 10**6, 1, 0.2)
+    assert plan.hours(10**12, 10**6, gpus=8, share=0.2) == pytest.approx(alone / 8)

@@ -11,7 +11,8 @@ from test_data import make_folder
 
 
 def settings(tmp_path, **changed):
-    return pretrain.Settings(**dict(dict(steps=2, batch=4, device="cpu", out=str(tmp_path / "base.pt")), **changed))
+    quick = dict(steps=2, batch=4, device="cpu", out=str(tmp_path / "base.pt"))
+    return pretrain.Settings(**dict(quick, **changed))
 
 
 def test_pretraining_makes_a_base_that_loads(tmp_path):
@@ -22,14 +23,18 @@ def test_pretraining_makes_a_base_that_loads(tmp_path):
 
 @pytest.mark.parametrize("drawn", pretrain.DRAWN)
 def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path):
-    """Two steps of a vanishing rate leave the given weights where they were; without --base they start elsewhere."""
+    """Two steps of a vanishing rate leave the given weights where they were.
+
+    Without --base they start elsewhere.
+    """
     unet.save(tmp_path / "given.pt", tiny_unet())
     before = unet.load(tmp_path / "given.pt").state_dict()
     for name, base in (("on", str(tmp_path / "given.pt")), ("new", "")):
         pretrain.pretrain(settings(tmp_path, data=drawn, base=base, lr=1e-9, out=str(tmp_path / name)))
     on, new = (unet.load(tmp_path / name).state_dict() for name in ("on", "new"))
     assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
-    assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name]) for name in before)
+    assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name])
+               for name in before)
 
 
 class Interrupt:
@@ -63,7 +68,8 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path):
     how = dict(data=f"folder:{tmp_path / 'photos'}", size=16, crop=8, batch=2)
     pretrain.train_autoencoder(settings(tmp_path, out=str(tmp_path / "autoencoder.pt"), **how))
     pretrain.UNETS["tiny"] = dict(image_channels=4, channels=8, multipliers=(1, 2), classes=2, patch=1)
-    pretrain.pretrain(settings(tmp_path, unet="tiny", autoencoder=str(tmp_path / "autoencoder.pt"), flip=True, **how))
+    pretrain.pretrain(settings(tmp_path, unet="tiny", autoencoder=str(tmp_path / "autoencoder.pt"), flip=True,
+                               **how))
     alone, bundled = autoencoder.load(tmp_path / "autoencoder.pt"), autoencoder.load(tmp_path / "base.pt")
     assert alone.state_dict().keys() == bundled.state_dict().keys()
     assert all(torch.equal(alone.state_dict()[name], p) for name, p in bundled.state_dict().items())

@@ -166,7 +166,8 @@ def test_readmes_results_are_those_of_the_results_page():
 def test_the_documented_command_is_the_shipped_runs(name):
     """Every flag that results.md gives, and every default that it leaves, is what config.json says."""
     command = re.search(rf"^python train.py (.* --out runs/{name})$", RESULTS, re.M)[1]
-    wanted = dataclasses.asdict(train.check(flags.parse(train.Settings, 'train.py', train.__doc__, shlex.split(command))))
+    settings = flags.parse(train.Settings, 'train.py', train.__doc__, shlex.split(command))
+    wanted = dataclasses.asdict(train.check(settings))
     used = json.loads((ROOT / "assets" / name / "config.json").read_text())
     used["draws"] = next(how for how, law in ddpm.DRAWS.items()
                          if law == (used["timesteps"], used.get("weighting", "flat")))

@@ -1,4 +1,4 @@
-"""Theorems about other data: the paper's settings, and colour images in torchvision's own layouts, end to end."""
+"""Theorems about other data: the paper's settings, and colour images in torchvision's layouts, end to end."""
 import dataclasses
 import json
 import pickle
@@ -22,7 +22,8 @@ from quick_train import QUICK
 
 PIXELS = np.random.default_rng(0)
 PAGE = (ROOT / "docs" / "settings.md").read_text().replace("\\\n", " ")
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")][2:]
+TABLE = [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| ")]
+ROWS = [[cell.strip() for cell in row] for row in TABLE[2:]]
 COMMANDS = re.findall(r"^python train.py (.*)$", PAGE, re.M)
 
 
@@ -47,7 +48,8 @@ def test_the_commands_are_the_papers_settings(name, r, K, C, delta, B, epochs):
 def test_the_table_says_what_the_commands_say_and_the_accountants_noise(row):
     for name in row[0].split(", "):
         s = paper(name)
-        assert row[1:7] == [f"{x:g}" if x < 1e5 else str(x) for x in (s.rank, s.K, s.C, s.delta, s.B, s.steps)]
+        used = (s.rank, s.K, s.C, s.delta, s.B, s.steps)
+        assert row[1:7] == [f"{x:g}" if x < 1e5 else str(x) for x in used]
     for epsilon, said in ((1, row[8]), (10, row[9])):
         assert said == f"{accountant.calibrate(epsilon, s.delta, s.B / s.N, s.steps):.3f}"
 
@@ -57,7 +59,8 @@ def test_the_celeba_64_settings_have_479232_adapter_weights_and_no_class_embeddi
         model, r = unet.UNet(**pretrain.UNETS["celeba64"]), paper("celeba").rank
         lora.attach(model, lora.describe("lora", r, r, model.classes is not None))
     trainable = lora.split(model)[0]
-    assert sum(p.numel() for p in trainable.values()) == 479_232 and not any("class" in name for name in trainable)
+    assert sum(p.numel() for p in trainable.values()) == 479_232
+    assert not any("class" in name for name in trainable)
 
 
 @pytest.mark.parametrize("shape, name", [("small", "mnist"), ("cifar10", "cifar10"), ("celeba64", "celeba")])
@@ -72,7 +75,8 @@ def test_every_unet_takes_its_images(shape, name):
 @pytest.mark.parametrize("settings", [train.Settings, pretrain.Settings])
 def test_every_flags_help_is_the_comment_beside_it(settings):
     said = flags.comments(settings)
-    assert list(said) == [field.name for field in dataclasses.fields(settings)] and all(map(str.strip, said.values()))
+    assert list(said) == [field.name for field in dataclasses.fields(settings)]
+    assert all(map(str.strip, said.values()))
 
 
 def write_cifar10(root):
@@ -91,27 +95,34 @@ def write_celeba(root):
     (folder / "img_align_celeba").mkdir(parents=True)
     names = [f"{i:06d}.jpg" for i in range(1, 7)]
     for name in names:
-        Image.fromarray(PIXELS.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(folder / "img_align_celeba" / name)
+        face = Image.fromarray(PIXELS.integers(0, 256, (218, 178, 3), dtype=np.uint8))
+        face.save(folder / "img_align_celeba" / name)
     table = lambda columns: "".join(f"{name} {' '.join(['1'] * columns)}\n" for name in names)
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {int(i == 5)}\n" for i, name in enumerate(names)))
+    partition = "".join(f"{name} {int(i == 5)}\n" for i, name in enumerate(names))
+    (folder / "list_eval_partition.txt").write_text(partition)
     (folder / "identity_CelebA.txt").write_text(table(1))
-    for file, columns in (("list_bbox_celeba.txt", 4), ("list_landmarks_align_celeba.txt", 10), ("list_attr_celeba.txt", 40)):
+    for file, columns in (("list_bbox_celeba.txt", 4), ("list_landmarks_align_celeba.txt", 10),
+                          ("list_attr_celeba.txt", 40)):
         (folder / file).write_text(f"6\n{' '.join('c' * columns)}\n" + table(columns))
 
 
-@pytest.mark.parametrize("name, write, n, side, classes", [("cifar10", write_cifar10, 25, 32, 10), ("celeba", write_celeba, 5, 64, None)])
-def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, side, classes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, write, n, side, classes", [
+    ("cifar10", write_cifar10, 25, 32, 10), ("celeba", write_celeba, 5, 64, None)])
+def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, side, classes, tmp_path,
+                                                                monkeypatch):
     from torchvision.datasets import CelebA, cifar
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)       # the checksums are those of the real files
+    # the checksums are those of the real files
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
     monkeypatch.setattr(CelebA, "_check_integrity", lambda *_: True)
     write(tmp_path)
     images, labels = data.load(name, "train", tmp_path)
     assert images.shape == (n, 3, side, side) and images.dtype == torch.uint8 and len(labels) == n
 
     unet.save(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
-                                      "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2",
-                                      "--rank", "2", "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
+    monkeypatch.setattr(sys, "argv", [
+        "train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
+        "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2", "--rank", "2",
+        "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
     for module, constant, value in QUICK:
         monkeypatch.setattr(module, constant, value)
     train.main()

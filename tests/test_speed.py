@@ -1,4 +1,4 @@
-"""The benchmark compares like with like, and its tables hold numbers; nothing here depends on how fast this machine is."""
+"""The benchmark compares like with like, and its tables hold numbers; nothing here depends on the machine."""
 import sys
 
 import pytest
@@ -29,8 +29,9 @@ def test_a_round_runs_every_step_once_in_turn_and_the_first_round_is_not_counted
     assert ran == list("ababab") and [len(s) for s in seconds.values()] == [2, 2]
 
 
-@pytest.mark.parametrize("bound, value, met", [("<= 1.05", 1.05, True), ("<= 1.05", 1.051, False), (">= 10,000", 9_999, False),
-                                               (">= 10,000", 10_000, True)])
+@pytest.mark.parametrize("bound, value, met", [
+    ("<= 1.05", 1.05, True), ("<= 1.05", 1.051, False),
+    (">= 10,000", 9_999, False), (">= 10,000", 10_000, True)])
 def test_a_target_is_met_exactly_when_its_bound_holds(bound, value, met):
     assert speed.verdict("x", bound, value).endswith("| yes |" if met else "| **no** |")
 
@@ -42,21 +43,25 @@ def test_a_target_that_was_not_measured_is_neither_met_nor_missed():
 def test_the_table_of_steps_holds_positive_numbers(capsys):
     found = speed.table_of_steps(4, 2, 1, CPU, peers=False)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len(rows) == sum(map(len, found.values())) and all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
+    assert len(rows) == sum(map(len, found.values()))
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
     assert all(min(s) > 0 for seconds in found.values() for s in seconds.values())
 
 
 def test_growth_is_relative_to_its_base_point():
-    groups = {"rank": [dict(rank=16), dict(rank=2)], "trained": [dict(what="full")], "side": [dict(side=32)], "width": [dict(channels=16)]}
+    groups = {"rank": [dict(rank=16), dict(rank=2)], "trained": [dict(what="full")],
+              "side": [dict(side=32)], "width": [dict(channels=16)]}
     rows = speed.growth(groups, 1, 1, CPU)
-    assert [row[:2] for row in rows] == [("rank", 16), ("rank", 2), ("trained", "full"), ("side", 32), ("width", 16)]
+    assert [row[:2] for row in rows] == [
+        ("rank", 16), ("rank", 2), ("trained", "full"), ("side", 32), ("width", 16)]
     assert rows[0][3] == 1 and all(min(row[2:]) > 0 for row in rows)
 
 
 def test_every_shape_changes_the_base_point_in_settings_that_exist():
     for n in (1, 64):
         for change in sum(speed.shapes(n).values(), []):
-            assert set(change) <= {"images", "K", "rank", "side", "what", "channels"} and change.get("images", 1) >= 1
+            assert set(change) <= {"images", "K", "rank", "side", "what", "channels"}
+            assert change.get("images", 1) >= 1
 
 
 def test_peak_memory_and_calibration_are_positive():

@@ -24,7 +24,8 @@ TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e
 
 
 def command(*argv, program="tests/quick_train.py"):
-    return subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)],
+                          capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,10 @@ def run(place):
 
 def test_a_run_leaves_what_it_promises(run):
     folder, done = run
-    assert {p.name for p in folder.iterdir()} == {"samples.png", "adapter_model.bin", "adapter_config.json", "config.json",
-                                                  "metrics.csv", "privacy.json"}, "and no checkpoint: it holds the noise's state"
+    promised = {"samples.png", "adapter_model.bin", "adapter_config.json", "config.json", "metrics.csv",
+                "privacy.json"}
+    found = {p.name for p in folder.iterdir()}
+    assert found == promised, "and no checkpoint: it holds the noise's state"
     for word in ("epsilon", "add or remove one image", "unit_of_privacy", "does_not_cover"):
         assert word in done.stdout
 
@@ -70,7 +73,8 @@ def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise():
              for s in (loose, tight)]
     said = [statement.after(s, sigma, s.steps) for s, sigma in zip((loose, tight), sigma)]
     assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
-    assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10 and said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
+    assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10
+    assert said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
 
 
 def test_only_adapters_and_class_embedding_change(run, place):
@@ -85,7 +89,8 @@ def test_only_adapters_and_class_embedding_change(run, place):
 
 def test_the_adapter_loads_in_sample(run, tmp_path):
     folder, _ = run
-    done = command(folder, "--n", 7, "--steps", 3, "--npz", tmp_path / "s.npz", "--out", tmp_path / "s.png", program="sample.py")
+    done = command(folder, "--n", 7, "--steps", 3, "--npz", tmp_path / "s.npz", "--out", tmp_path / "s.png",
+                   program="sample.py")
     assert done.returncode == 0, done.stderr
     saved = np.load(tmp_path / "s.npz")
     assert saved["images"].shape == (7, 1, 28, 28) and saved["images"].dtype == np.uint8
@@ -95,29 +100,34 @@ def test_the_adapter_loads_in_sample(run, tmp_path):
 def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
-    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)), (("--sampler", "dpm"), dict(sampler="dpm")),
-                       (("--floor", "100"), dict(floor=100))):
-        argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5, "--npz", tmp_path / "s.npz", *flags]
+    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)),
+                       (("--sampler", "dpm"), dict(sampler="dpm")), (("--floor", "100"), dict(floor=100))):
+        argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5,
+                "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
         sample.main()
         drawn.append(torch.from_numpy(np.load(tmp_path / "s.npz")["images"]))
         expected = sample.generate(sample.load_run(folder), torch.arange(3), (3, 1, 28, 28), steps=4,
                                    generator=torch.Generator().manual_seed(5), quiet=True, **how)
-        assert (drawn[-1].int() - expected.int()).abs().max() <= 1, flags                    # grey levels: a rounding at most
+        apart = (drawn[-1].int() - expected.int()).abs().max()           # in grey levels
+        assert apart <= 1, f"more than a rounding: {flags}"
     for i, j in ((0, 1), (1, 2), (0, 3)):
         assert (drawn[i].int() - drawn[j].int()).abs().max() > 1, "each flag makes a difference"
 
 
 def test_a_floor_empties_what_is_at_most_as_bright_and_leaves_the_rest(run):
-    draw = lambda floor: sample.generate(sample.load_run(run[0]), torch.arange(4), (4, 1, 28, 28), steps=4, floor=floor, quiet=True,
-                                         generator=torch.Generator().manual_seed(0))
+    def draw(floor):
+        return sample.generate(sample.load_run(run[0]), torch.arange(4), (4, 1, 28, 28), steps=4, floor=floor,
+                               quiet=True, generator=torch.Generator().manual_seed(0))
     plain = draw(0)
-    assert torch.equal(draw(120), torch.where(plain <= 120, 0, plain)) and ((plain > 0) & (plain <= 120)).any()
+    assert torch.equal(draw(120), torch.where(plain <= 120, 0, plain))
+    assert ((plain > 0) & (plain <= 120)).any(), "there is something to empty"
 
 
 def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(place):
     for name in ("a", "b"):
-        done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / name, "--seed", 3)
+        done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / name,
+                       "--seed", 3)
         assert done.returncode == 0 and "NOT PRIVATE" in done.stdout, done.stderr
     load = lambda name: torch.load(place / name / "adapter_model.bin", weights_only=True)
     assert all(torch.equal(p, load("b")[key]) for key, p in load("a").items())
@@ -125,14 +135,16 @@ def test_a_seed_makes_the_run_reproducible_and_the_statement_says_not_private(pl
 
 
 def test_two_runs_without_a_seed_differ(run, place):
-    done = command(*TINY, "--K", 2, "--data-dir", place, "--base", place / "base.pt", "--out", place / "again")
+    done = command(*TINY, "--K", 2, "--data-dir", place, "--base", place / "base.pt",
+                   "--out", place / "again")
     assert done.returncode == 0, done.stderr
     load = lambda folder: torch.load(folder / "adapter_model.bin", weights_only=True)
     assert any(not torch.equal(p, load(place / "again")[key]) for key, p in load(run[0]).items())
 
 
 def test_epsilon_inf_says_so_everywhere(place):
-    done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / "inf", "--epsilon", "inf")
+    done = command(*TINY, "--data-dir", place, "--base", place / "base.pt", "--out", place / "inf",
+                   "--epsilon", "inf")
     assert done.returncode == 0 and "NO PRIVACY" in done.stdout, done.stderr
     said = json.loads((place / "inf" / "privacy.json").read_text())
     assert said["private"] is False and said["epsilon"] == "inf" and said["sigma"] == 0
@@ -157,13 +169,14 @@ def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
 def test_colour_folders_work_end_to_end(tmp_path):
     make_folder(tmp_path / "pictures")
     unet.save(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
-    done = command(*TINY, "--N", 6, "--B", 3, "--data", f"folder:{tmp_path / 'pictures'}", "--size", 16, "--base",
-                   tmp_path / "base.pt", "--out", tmp_path / "run")
+    done = command(*TINY, "--N", 6, "--B", 3, "--data", f"folder:{tmp_path / 'pictures'}", "--size", 16,
+                   "--base", tmp_path / "base.pt", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     done = command(tmp_path / "run", "--n", 2, "--steps", 2, "--npz", tmp_path / "s.npz", program="sample.py")
     assert done.returncode == 0, done.stderr
     saved = np.load(tmp_path / "s.npz")
-    assert saved["images"].shape == (2, 3, 16, 16) and "labels" not in saved.files, "an unconditional model has no labels"
+    assert saved["images"].shape == (2, 3, 16, 16)
+    assert "labels" not in saved.files, "an unconditional model has no labels"
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -200,12 +213,15 @@ def test_the_shipped_bases_are_small_and_load(name):
 def test_the_shipped_adapters_load_and_their_statements_hold(name, epsilon):
     folder = ROOT / "assets" / f"{name}-eps{epsilon}"
     said = json.loads((folder / "privacy.json").read_text())
-    assert said["private"] and pld.pld_epsilon(said["q"], said["sigma"], said["steps"], said["delta"]) <= epsilon
-    assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])[0])
-    assert said["q"] == said["B"] / said["N"] and len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
+    ran = [said[name] for name in ("q", "sigma", "steps", "delta")]
+    assert said["private"] and pld.pld_epsilon(*ran) <= epsilon
+    assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(*ran)[0])
+    assert said["q"] == said["B"] / said["N"]
+    assert len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
     base, adapted = (sample.load_run(folder, public) for public in (True, False))
     x, labels, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 5]), torch.tensor([500, 500])
     assert (base(x, t, labels) - adapted(x, t, labels)).abs().max() > 1e-3
     apart = lora.load(sample.load_run(folder, public=True), folder)
-    torch.testing.assert_close(adapted(x, t, labels), apart(x, t, labels), rtol=0, atol=1e-4)     # merging changes nothing
+    # merging changes nothing
+    torch.testing.assert_close(adapted(x, t, labels), apart(x, t, labels), rtol=0, atol=1e-4)
     assert not any("lora" in key for key in adapted.state_dict())

@@ -1,4 +1,4 @@
-"""Whole runs inside the test's own process: the real command line, without the seconds that importing torch takes."""
+"""Whole runs inside the test's own process: the real command line, but torch is imported once."""
 import contextlib
 import io
 import os
@@ -20,14 +20,19 @@ from conftest import tiny_unet
 from quick_train import QUICK
 from test_data import write_idx
 
-N, IMAGES = 400, 200         # declared and real number of images: they differ, so that mistaking one for the other shows
+# declared and real number of images: they differ, so that mistaking one for the other shows
+N, IMAGES = 400, 200
 FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --delta 1e-3 --C 0.02 --K 1 --device cpu "
          "--data-dir data --base base.pt").split()
-PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json", "samples.png")
+PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json",
+             "samples.png")
 
 
 def make_place(folder, images=IMAGES, seed=0, name="data"):
-    """folder/base.pt and folder/data: 8 x 8 "private" images in MNIST's format whose first pixel is their number."""
+    """folder/base.pt and folder/data: 8 x 8 "private" images in MNIST's format.
+
+    The first pixel of each is its number.
+    """
     pixels = np.random.default_rng(seed).integers(0, 256, (images, 8, 8), dtype=np.uint8)
     pixels[:, 0, 0] = np.arange(images)
     (folder / name).mkdir(parents=True)
@@ -42,8 +47,8 @@ def call(main, *argv) -> tuple[int, str, str]:
     The handler of Ctrl-C is put back.
     """
     out, err, handler, code = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as m, \
-            warnings.catch_warnings():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), \
+            pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
         warnings.showwarning = lambda *w, **_: err.write(warnings.formatwarning(*w[:4]))
         m.setattr(sys, "argv", [main.__module__ + ".py", *map(str, argv)])
         try:
@@ -70,11 +75,16 @@ def finetune(*flags, picture=False) -> tuple[int, str, str]:
 
 
 def watch(out, *flags, no_lots=False) -> list[tuple[list[int], dict]]:
-    """A whole run on images whose gradients are all 0: of each step the numbers in its lot and its noise, per tensor."""
+    """A whole run on images whose gradients are all 0.
+
+    Returns of each step the numbers in its lot and its noise, per tensor.
+    """
     steps, real = [], dpsgd.private_gradient
 
+    def nothing(params, *part):
+        return {name: torch.zeros(len(part[0]), *p.shape) for name, p in params.items()}
+
     def spy(per_sample, params, examples, **settings):
-        nothing = lambda params, *part: {name: torch.zeros(len(part[0]), *p.shape) for name, p in params.items()}
         gradient = real(nothing, params, examples, **settings)
         numbers = data.to_uint8(examples[0])[:, 0, 0, 0].tolist()
         steps.append((numbers, {name: g * settings["B"] for name, g in gradient.items()}))
@@ -89,7 +99,7 @@ def watch(out, *flags, no_lots=False) -> list[tuple[list[int], dict]]:
 
 
 def stop_after(step: int):
-    """A context in which Ctrl-C is pressed during the given step (1, 2, ..) of whatever private run it encloses."""
+    """A context in which Ctrl-C is pressed during the given step (1, 2, ..) of the private run inside it."""
     @contextlib.contextmanager
     def context():
         calls, real = [], dpsgd.private_gradient

@@ -2,9 +2,9 @@
 
   $ python tests/faults/kill.py --kills 20         # about a minute; exit code 1 if a single byte differs
 
-Each trial is one small run with --seed, killed once or several times anywhere between its first line and its last
-file, resumed each time, and then compared with an uninterrupted one. The runs are forks of this process: torch is
-imported once, before any of its threads exists.
+Each trial is one small run with --seed, killed once or several times anywhere between its first line and its
+last file, resumed each time, and then compared with an uninterrupted one. The runs are forks of this process:
+torch is imported once, before any of its threads exists.
 """
 import argparse
 import os
@@ -26,7 +26,7 @@ import whole_runs  # noqa: E402
 
 
 def start(out: str, *flags: str) -> int:
-    """Fork a child that runs train.py with these flags, its words going to OUT.log; returns its process id."""
+    """Fork a child that runs train.py with these flags, its words going to OUT.log; its process id."""
     child = os.fork()
     if child:
         return child
@@ -50,16 +50,17 @@ def files(out: str) -> dict[str, bytes]:
 
 
 def trial(name: str, kills: int, seconds: float, rng: random.Random) -> int:
-    """One run, killed up to `kills` times within its first `seconds`, then finished. Returns how often it was killed."""
+    """One run, killed up to `kills` times within its first `seconds`, then finished; the number of kills."""
     done = 0
     while True:
-        flags = ["--resume"] if Path(name, "checkpoint.pt").exists() else []     # killed before its first: from the start
+        # killed before its first checkpoint: from the start; killed in its very last lines: finished
+        flags = ["--resume"] if Path(name, "checkpoint.pt").exists() else []
         if Path(name, "privacy.json").exists() and not flags:
-            return done                                                          # killed in its very last lines: finished
+            return done
         child = start(name, *flags)
         if done < kills:
             time.sleep(rng.uniform(0, seconds))
-            os.kill(child, signal.SIGKILL)                                       # our own child, by its id
+            os.kill(child, signal.SIGKILL)                               # our own child, by its id
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):
             assert status == 0, f"exit status {status}:\n{Path(name + '.log').read_text()}"
@@ -70,7 +71,8 @@ def trial(name: str, kills: int, seconds: float, rng: random.Random) -> int:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--kills", type=int, default=20, help="at least this many")
-    p.add_argument("--seed", type=int, default=None, help="of the moments, to see a failure again (default: by the clock)")
+    p.add_argument("--seed", type=int, default=None,
+                   help="of the moments, to see a failure again (default: by the clock)")
     a = p.parse_args()
     seed = a.seed if a.seed is not None else int(time.time())
     rng = random.Random(seed)
@@ -85,12 +87,14 @@ def main() -> None:
         trials += 1
         killed += trial(f"run-{trials}", min(rng.randint(1, 3), a.kills - killed), seconds, rng)
         got = files(f"run-{trials}")
-        got["config.json"] = whole["config.json"]                                # the flags themselves: --out and --resume
+        got["config.json"] = whole["config.json"]                        # the flags: --out, --resume differ
         wrong = sorted(name for name in whole.keys() | got.keys() if whole.get(name) != got.get(name))
         if wrong:
-            sys.exit(f"run-{trials} in {folder} differs from `whole` in {', '.join(wrong)} (moments: --seed {seed})")
+            sys.exit(f"run-{trials} in {folder} differs from `whole` in {', '.join(wrong)} "
+                     f"(moments: --seed {seed})")
     shutil.rmtree(folder)
-    print(f"{killed} kills in {trials} runs of {seconds:.1f} s: every file is the uninterrupted run's, bit for bit")
+    print(f"{killed} kills in {trials} runs of {seconds:.1f} s: "
+          "every file is the uninterrupted run's, bit for bit")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
   $ python tests/mutants/run.py noise          # those with "noise" in their name
   $ python tests/mutants/run.py --write        # all, and the table goes to docs/sabotages.md
 
-Every mutant is a copy of the repository in which its theorem, and nothing else, is run. A mutant is killed when the
-theorem fails by its own assertion; code that merely crashes has proved nothing. The copies' tests run in forks of this
-process, because importing torch takes longer than most theorems.
+Every mutant is a copy of the repository in which its theorem, and nothing else, is run. A mutant is killed
+when the theorem fails by its own assertion; code that merely crashes has proved nothing. The copies' tests
+run in forks of this process, because importing torch takes longer than most theorems.
 """
 import os
 import re
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ |= dict(OMP_NUM_THREADS="1", COLUMNS="1000")                  # one thread each; failures on one long line
+os.environ |= dict(OMP_NUM_THREADS="1", COLUMNS="1000")                  # one thread each; unbroken failures
 sys.dont_write_bytecode = True
 
 import pytest  # noqa: E402
@@ -53,7 +53,10 @@ def copy(folder: Path) -> None:
 
 
 def start(folder: Path, *theorems: str) -> int:
-    """Fork a child that runs these theorems on the copy in `folder`, its words going to folder/said; its process id."""
+    """Fork a child that runs these theorems on the copy in `folder`; its process id.
+
+    Its words go to folder/said.
+    """
     child = os.fork()
     if child:
         return child
@@ -95,7 +98,8 @@ def main() -> None:
     argument = (sys.argv + [""])[1]
     write, begin = argument == "--write", time.time()
     chosen = [m for m in MUTANTS if write or argument in m.name]
-    theorems, folder = list(dict.fromkeys(m.killed_by for m in chosen)), Path(tempfile.mkdtemp(prefix="mutants-"))
+    theorems = list(dict.fromkeys(m.killed_by for m in chosen))
+    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     torch.set_num_threads(1)
     copy(folder / "clean")
     if os.waitpid(start(folder / "clean", *theorems), 0)[1]:
