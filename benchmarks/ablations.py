@@ -1,12 +1,15 @@
-"""ablations.py -- the paper's claims put to the test: what to train, rank and rate, draws K, and what epsilon costs.
+"""ablations.py -- the paper's claims put to the test: what to train, rank, rate, draws K, what epsilon costs.
 
-A row of benchmarks/ablations.csv is one real fine-tuning by train.finetune, judged by evaluate.py's own functions. Stop it at
-any time: rows that are there are not run again, and seed 0 of the whole grid comes before seed 1, so the grid is balanced.
-NOT PRIVATE: the runs have seeds, so anyone can repeat them, noise and all; and comparing settings on private images
-is looking at them, outside every guarantee. A row's epsilon is what its mechanism would spend with secret noise.
+A row of benchmarks/ablations.csv is one real fine-tuning by train.finetune, judged by evaluate.py's own
+functions. Stop it at any time: rows that are there are not run again, and seed 0 of the whole grid comes
+before seed 1, so the grid is balanced.
+NOT PRIVATE: the runs have seeds, so anyone can repeat them, noise and all; and comparing settings on private
+images is looking at them, outside every guarantee. A row's epsilon is what its mechanism would spend with
+secret noise.
 
   $ python benchmarks/ablations.py                                             # the whole grid
-  $ OMP_NUM_THREADS=1 python benchmarks/ablations.py --only rank,k --csv benchmarks/more.csv     # two side by side: a CSV each
+  $ # two side by side: a CSV each
+  $ OMP_NUM_THREADS=1 python benchmarks/ablations.py --only rank,k --csv benchmarks/more.csv
   $ python benchmarks/ablations.py --table --csv benchmarks/ablations.csv benchmarks/more.csv
   $ pip install -r requirements-peers.txt && python benchmarks/ablations.py --plots
 """
@@ -36,32 +39,43 @@ import train  # noqa: E402
 from machinery import checkpoint  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
-LAPTOP = dict(train="lora", rank=16, lr=2e-2, K=1, B=512, steps=25, C=0.003, epsilon=10.0)           # the base point
+# the base point
+LAPTOP = dict(train="lora", rank=16, lr=2e-2, K=1, B=512, steps=25, C=0.003, epsilon=10.0)
 SCALES = {"laptop": LAPTOP, "gpu": LAPTOP | dict(K=4, B=4096, steps=300)}
 IMAGES = {"laptop": 500, "gpu": 10_000}                        # samples that a run is judged by
 OTHERS = dict(data="mnist", delta=1e-5, base=str(ROOT / "assets" / "base.pt"))
 
-COMPONENTS = {                                                   # what is trained -> in words, the rates that seed 0 tries
-    "qkv": ("LoRA on qkv", (2e-2,)), "qkv+proj": ("LoRA on qkv, projection", (2e-2,)),
+COMPONENTS = {                                   # what is trained -> in words, the rates that seed 0 tries
+    "qkv": ("LoRA on qkv", (2e-2,)),
+    "qkv+proj": ("LoRA on qkv, projection", (2e-2,)),
     "lora": ("LoRA on qkv, projection; class embedding", (2e-2,)),
     "lora+embed": ("LoRA on qkv, projection, embedding layers; class embedding", (2e-2,)),
     "lora+conv": ("LoRA on qkv, projection, convolutions; class embedding", (5e-3,)),
-    "attention": ("attention, class embedding (DP-LDM)", (2e-3, 5e-4)), "full": ("all weights", (2e-3, 5e-4))}
-BARE = {"qkv": ["qkv"], "qkv+proj": ["qkv", "proj"]}             # LoRA's targets, no class embedding: not in train.py
-EXPERIMENTS = {                                                  # name -> what differs from the base point, run by run
+    "attention": ("attention, class embedding (DP-LDM)", (2e-3, 5e-4)),
+    "full": ("all weights", (2e-3, 5e-4))}
+BARE = {"qkv": ["qkv"], "qkv+proj": ["qkv", "proj"]}     # LoRA's targets, no class embedding: not in train.py
+EXPERIMENTS = {                                        # name -> what differs from the base point, run by run
     "components": lambda base: [dict(train=what, epsilon=epsilon, lr=lr) for epsilon in (1.0, 10.0)
                                 for what, (_, rates) in COMPONENTS.items() for lr in rates],
     "rank": lambda base: [dict(rank=rank, lr=lr) for rank in (4, 16, 64) for lr in (5e-3, 2e-2, 5e-2)],
-    "k": lambda base: [dict(K=K, B=base["B"] * base["K"] // K) for K in (1, 4, 16)]                  # equal computation, then
-    + [dict(K=K, B=base["B"] * base["K"] // 4) for K in (1, 16)],                                    # equal B (K = 4: above)
+    # equal computation, then equal B (K = 4: above)
+    "k": lambda base: [dict(K=K, B=base["B"] * base["K"] // K) for K in (1, 4, 16)]
+    + [dict(K=K, B=base["B"] * base["K"] // 4) for K in (1, 16)],
     "epsilon": lambda base: [dict(epsilon=epsilon) for epsilon in (0.2, 1.0, 3.0, 10.0, math.inf)]}
-SHOWN = dict(components=("train", "epsilon", "lr"), rank=("rank", "lr"), k=("K", "B"), epsilon=("epsilon",))     # in tables
+# columns of the tables
+SHOWN = dict(components=("train", "epsilon", "lr"), rank=("rank", "lr"), k=("K", "B"), epsilon=("epsilon",))
 
 SETTINGS = dict(train=str, rank=int, lr=float, K=int, B=int, steps=int, C=float, epsilon=float, seed=int)
-CELL = dict(experiment=str, scale=str, images=int, sample_steps=int, epochs=int) | SETTINGS          # what names one run
-COLUMNS = CELL | dict(weights=int, sigma=float, epsilon_rdp=float, recognised=float, CNN=float, classifier_FID=float,
-                      seconds=float, device=str, torch=str)
-strip = lambda cell: WORK / f"strip-{'' if cell['scale'] == 'laptop' else cell['scale'] + '-'}{cell['epsilon']:g}.png"
+# what names one run
+CELL = dict(experiment=str, scale=str, images=int, sample_steps=int, epochs=int) | SETTINGS
+COLUMNS = CELL | dict(weights=int, sigma=float, epsilon_rdp=float, recognised=float, CNN=float,
+                      classifier_FID=float, seconds=float, device=str, torch=str)
+
+
+def strip(cell: dict) -> Path:
+    """Where the samples of a run at this scale and epsilon are drawn."""
+    scale = "" if cell["scale"] == "laptop" else cell["scale"] + "-"
+    return WORK / f"strip-{scale}{cell['epsilon']:g}.png"
 
 
 def same(row: dict, cell: dict, *but: str) -> bool:
@@ -70,13 +84,19 @@ def same(row: dict, cell: dict, *but: str) -> bool:
 
 
 def better_rate(cell: dict, rows: list[dict]) -> float:
-    """The rate of the best CNN accuracy among seed 0's runs that are like `cell`; the cell's own if there are none."""
+    """The rate of the best CNN accuracy among seed 0's runs that are like `cell`.
+
+    The cell's own if there are none.
+    """
     tried = [row for row in rows if row["seed"] == 0 and same(row, cell, "lr", "seed")]
     return max(tried, key=lambda row: row["CNN"], default=cell)["lr"]
 
 
 def grid(names: list[str], seeds: int, judged: dict, rows: list[dict]) -> Iterator[dict]:
-    """The cells in order, seed by seed; `rows` grows meanwhile: of a component's rates only seed 0's better one goes on."""
+    """The cells in order, seed by seed.
+
+    `rows` grows meanwhile: of a component's rates only seed 0's better one goes on.
+    """
     for seed in range(seeds):
         for name in names:
             for change in EXPERIMENTS[name](SCALES[judged["scale"]]):
@@ -86,19 +106,24 @@ def grid(names: list[str], seeds: int, judged: dict, rows: list[dict]) -> Iterat
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a CSV, [] if there is none; a last line without its newline is half a row and left out. Errors: ValueError"""
+    """The rows of a CSV, [] if there is none; a last line without its newline is half a row and left out.
+
+    Errors: ValueError
+    """
     text = path.read_text() if path.exists() else ""
     lines = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]))
     try:
         return [{c: kind(row[c]) for c, kind in COLUMNS.items()} for row in lines]
     except (KeyError, ValueError, TypeError) as e:
-        raise ValueError(f"{path} is not a CSV of this program ({e}); move it away or choose another --csv") from None
+        raise ValueError(f"{path} is not a CSV of this program ({e}); "
+                         "move it away or choose another --csv") from None
 
 
 def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -> None:
-    """run(cell) -> figures, for each cell of todo(rows) that the CSV lacks; what another experiment has run is copied.
+    """run(cell) -> figures, for each cell of todo(rows) that the CSV lacks.
 
-    After each the whole file is written anew and renamed: it never holds half a row. No run starts after `minutes`.
+    What another experiment has run is copied. After each the whole file is written anew and renamed: it never
+    holds half a row. No run starts after `minutes`.
     """
     rows, start = read(path), time.monotonic()
     for cell in todo(rows):
@@ -112,15 +137,17 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
         table.writeheader()
         table.writerows(rows)
         checkpoint.write_text(path, text.getvalue())
-        print(time.strftime("%H:%M"), row["experiment"], *(f"{c}={row[c]}" for c in SETTINGS), f"-> CNN {row['CNN']:.1%},",
-              f"classifier-FID {row['classifier_FID']:.2f}, {row['seconds']:.0f} s", "(copied)" if twin else "", flush=True)
+        print(time.strftime("%H:%M"), row["experiment"], *(f"{c}={row[c]}" for c in SETTINGS),
+              f"-> CNN {row['CNN']:.1%}, classifier-FID {row['classifier_FID']:.2f}, {row['seconds']:.0f} s",
+              "(copied)" if twin else "", flush=True)
 
 
 def real_runner(device: torch.device) -> Callable:
     """run(cell) -> figures; the judge (kept in runs/) and the real images' features are made here, once."""
     real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
     judge = evaluate.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
-    known, classes, shape = evaluate.reference(judge[:-1], real), judge[-1].out_features, tuple(real.shape[1:])
+    known = evaluate.reference(judge[:-1], real)
+    classes, shape = judge[-1].out_features, tuple(real.shape[1:])
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} x {torch.get_num_threads()}"
     WORK.mkdir(parents=True, exist_ok=True)
 
@@ -128,7 +155,7 @@ def real_runner(device: torch.device) -> Callable:
         what, describe, start = cell["train"], lora.describe, time.time()
 
         def scaled(what: str, rank: int, alpha: float, conditional: bool) -> dict:
-            """lora_alpha = 16 at every rank, as in all rows; without the class embedding where BARE says so."""
+            """lora_alpha = 16 at every rank, as in all rows; no class embedding where BARE says so."""
             found = describe(what, rank, 16.0, conditional)
             if cell["train"] in BARE:
                 found |= dict(target_modules=BARE[cell["train"]], modules_to_save=None)
@@ -137,26 +164,30 @@ def real_runner(device: torch.device) -> Callable:
               mock.patch.object(checkpoint, "stop_cleanly", threading.Event),    # Ctrl-C stops at once
               mock.patch.multiple(sample, STEPS=cell["sample_steps"]),
               mock.patch.object(lora, "describe", scaled)):
-            chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)                   # memory only
+            chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)       # memory only
             s = train.check(train.Settings(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
                 train="lora" if what in BARE else what, out=folder, device=str(device), chunk=chunk)))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 train.finetune(s)
-            seconds, facts = round(time.time() - start, 1), json.loads((Path(folder) / "privacy.json").read_text())
-            model = sample.load_run(folder).to(device)                   # which layers: adapter_config.json says
-            weights = sum(p.numel() for p in torch.load(Path(folder) / "adapter_model.bin", weights_only=True).values())
+            seconds = round(time.time() - start, 1)
+            facts = json.loads((Path(folder) / "privacy.json").read_text())
+            model = sample.load_run(folder).to(device)                # which layers: adapter_config.json says
+            adapter = torch.load(Path(folder) / "adapter_model.bin", weights_only=True)
+            weights = sum(p.numel() for p in adapter.values())
         steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
-        if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= (cell | dict(epsilon=LAPTOP["epsilon"])).items():
+        but_for_epsilon = cell | dict(epsilon=LAPTOP["epsilon"])
+        if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= but_for_epsilon.items():
             with mock.patch.multiple(sample, STEPS=steps):
-                sample.class_strip(model, shape, None, strip(cell))                      # the base point at this epsilon
+                sample.class_strip(model, shape, None, strip(cell))           # the base point at this epsilon
         images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
                                  generator=torch.Generator(device).manual_seed(cell["seed"]))
         net = evaluate.classifier("CNN", shape, classes).to(device)
         evaluate.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
         cloud = evaluate.gaussian(evaluate.features(judge[:-1], images))
-        return dict(weights=weights, sigma=facts["sigma"],
-                    epsilon_rdp=float(facts["epsilon_rdp"]), recognised=evaluate.recognised_share(judge, images, asked)[0],
-                    CNN=evaluate.recognised_share(net, *test)[0], seconds=seconds, device=where, torch=torch.__version__,
+        return dict(weights=weights, sigma=facts["sigma"], epsilon_rdp=float(facts["epsilon_rdp"]),
+                    recognised=evaluate.recognised_share(judge, images, asked)[0],
+                    CNN=evaluate.recognised_share(net, *test)[0],
+                    seconds=seconds, device=where, torch=torch.__version__,
                     classifier_FID=evaluate.frechet(*cloud, known["mu"], known["S"]))
     return run
 
@@ -176,31 +207,44 @@ def groups(rows: list[dict], name: str) -> list[list[dict]]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown for docs/claims.md: one table an experiment and way of judging, mean ± spread over the seeds."""
+    """Markdown for docs/claims.md: a table per experiment and way of judging, mean ± spread over seeds."""
     text, last = [], None
+    figures = "trained weights,sigma,recognised %,CNN accuracy %,classifier-FID,seconds,n".split(",")
     for g in (g for name in SHOWN for g in groups(sorted(rows, key=lambda row: row["scale"]), name)):
-        r, way = g[0], [g[0][c] for c in ("experiment", "scale", "images", "sample_steps", "epochs", "device", "torch")]
+        r = g[0]
+        way = [r[c] for c in ("experiment", "scale", "images", "sample_steps", "epochs", "device", "torch")]
         if way != last:
-            heads = [*SHOWN[way[0]], *"trained weights,sigma,recognised %,CNN accuracy %,classifier-FID,seconds,n".split(",")]
-            text += ["\n**{}**, scale {}: {:,} images of {} DDIM steps, CNN of {} epochs; {}, torch {}\n".format(*way),
+            heads = [*SHOWN[way[0]], *figures]
+            text += ["\n**{}**, scale {}: {:,} images of {} DDIM steps, CNN of {} epochs; {}, torch {}\n"
+                     .format(*way),
                      f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         line = [COMPONENTS[r[c]][0] if c == "train" else f"{r[c]:g}" for c in SHOWN[way[0]]]
         line += [f"{r['weights']:,}", f"{r['sigma']:.3f}"]
-        for column, digits, factor in (("recognised", 1, 100), ("CNN", 1, 100), ("classifier_FID", 2, 1), ("seconds", 0, 1)):
+        for column, digits, factor in (("recognised", 1, 100), ("CNN", 1, 100),
+                                       ("classifier_FID", 2, 1), ("seconds", 0, 1)):
             mean, spread = mean_and_spread([factor * row[column] for row in g])
             line.append(f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(g) > 1 else ""))
         text, last = [*text, f"| {' | '.join([*line, str(len(g))])} |"], way
-    return "\n".join([*text, "\nMean ± sample standard deviation over n seeds; a component's rate is the better of two for seed 0,"
-                      "\nby CNN accuracy. Seeded runs are not private; these figures read private images, outside every guarantee."])
+    return "\n".join([
+        *text,
+        "\nMean ± sample standard deviation over n seeds; a component's rate is the better of two for seed 0,"
+        "\nby CNN accuracy. "
+        "Seeded runs are not private; these figures read private images, outside every guarantee."])
 
 
 def plots(rows: list[dict], judged: dict, out: Path) -> None:
-    """out/epsilon-strips.png, a row of ten samples an epsilon, and out/epsilon-quality.png, the figures against epsilon."""
+    """Two pictures in `out`.
+
+    epsilon-strips.png, a row of ten samples an epsilon, and epsilon-quality.png, the figures against epsilon.
+    """
     import matplotlib.pyplot as plt
-    found = sorted((g for g in groups(rows, "epsilon") if judged.items() <= g[0].items()), key=lambda g: g[0]["epsilon"])
+    found = sorted((g for g in groups(rows, "epsilon") if judged.items() <= g[0].items()),
+                   key=lambda g: g[0]["epsilon"])
     if not found or not all(strip(g[0]).exists() for g in found):
-        raise ValueError(f"nothing to draw: expected rows of --only epsilon for {judged}, and their strips in {WORK}")
-    figure, axes = plt.subplots(len(found), 1, figsize=(6.5, 0.72 * len(found)), squeeze=False, layout="tight")
+        raise ValueError(f"nothing to draw: expected rows of --only epsilon for {judged}, "
+                         f"and their strips in {WORK}")
+    size = (6.5, 0.72 * len(found))
+    figure, axes = plt.subplots(len(found), 1, figsize=size, squeeze=False, layout="tight")
     for axis, g in zip(axes[:, 0], found):
         axis.imshow(plt.imread(strip(g[0])))
         axis.set(xticks=[], yticks=[])
@@ -215,38 +259,48 @@ def plots(rows: list[dict], judged: dict, out: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")        # one line, exit code 2
     p.add_argument("--only", default=",".join(EXPERIMENTS), help="experiments, commas between")
     p.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
-    p.add_argument("--scale", choices=tuple(SCALES), default="laptop", help="gpu: B = 4096, K = 4, 300 steps, 10,000 images")
-    p.add_argument("--images", type=int, default=None, help="samples to judge a run by (default: the scale's)")
+    p.add_argument("--scale", choices=tuple(SCALES), default="laptop",
+                   help="gpu: B = 4096, K = 4, 300 steps, 10,000 images")
+    p.add_argument("--images", type=int, default=None,
+                   help="samples to judge a run by (default: the scale's)")
     p.add_argument("--sample-steps", type=int, default=15, help="their DDIM steps")
     p.add_argument("--epochs", type=int, default=20, help="of the CNN on the samples")
     p.add_argument("--minutes", type=float, default=math.inf, help="start no run after this time")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    p.add_argument("--csv", nargs="+", type=Path, default=[ROOT / "benchmarks" / "ablations.csv"], help="where the rows are")
+    p.add_argument("--csv", nargs="+", type=Path, default=[ROOT / "benchmarks" / "ablations.csv"],
+                   help="where the rows are")
     p.add_argument("--table", action="store_true", help="print the CSVs as Markdown; run nothing")
-    p.add_argument("--plots", action="store_true", help="draw assets/epsilon-strips.png, epsilon-quality.png; run nothing")
+    p.add_argument("--plots", action="store_true",
+                   help="draw assets/epsilon-strips.png, epsilon-quality.png; run nothing")
     a = p.parse_args()
-    only, images, look = a.only.split(","), IMAGES[a.scale] if a.images is None else a.images, a.table or a.plots
+    only, look = a.only.split(","), a.table or a.plots
+    images = IMAGES[a.scale] if a.images is None else a.images
     judged = dict(scale=a.scale, images=images, sample_steps=a.sample_steps, epochs=a.epochs)
     try:
         rows = [row for path in a.csv for row in read(path)]
         rows = [row for i, row in enumerate(rows) if not any(same(row, other) for other in rows[:i])]
         for ok, message in [
                 (set(only) <= set(EXPERIMENTS), f"--only {a.only}: expected some of {','.join(EXPERIMENTS)}"),
-                (min(a.seeds, a.epochs) >= 1 and a.minutes > 0 and images >= 10 and 1 <= a.sample_steps <= 1000,
-                 "expected --seeds and --epochs >= 1, --minutes above 0, --images >= 10, --sample-steps 1 to 1000"),
+                (min(a.seeds, a.epochs) >= 1 and a.minutes > 0
+                 and images >= 10 and 1 <= a.sample_steps <= 1000,
+                 "expected --seeds and --epochs >= 1, --minutes above 0, --images >= 10, "
+                 "--sample-steps 1 to 1000"),
                 (look or len(a.csv) == 1, "several --csv: only for --table and --plots; runs go into one"),
-                (rows or not look, f"no rows in {', '.join(map(str, a.csv))}; run without --table and --plots first")]:
+                (rows or not look,
+                 f"no rows in {', '.join(map(str, a.csv))}; run without --table and --plots first")]:
             if not ok:
                 raise ValueError(message)
         print(table(rows)) if a.table else None
         plots(rows, judged, ROOT / "assets") if a.plots else None
         if not look:
-            print("NOT PRIVATE: these runs have seeds, so anyone can repeat them; comparing settings on private images lies "
-                  f"outside every guarantee.\nrows: {a.csv[0]}", flush=True)
+            print("NOT PRIVATE: these runs have seeds, so anyone can repeat them; "
+                  "comparing settings on private images lies outside every guarantee.\n"
+                  f"rows: {a.csv[0]}", flush=True)
             checkpoint.try_writing(a.csv[0].resolve().parent)
             todo = lambda rows: grid([name for name in EXPERIMENTS if name in only], a.seeds, judged, rows)
             work(a.csv[0], todo, real_runner(sample.pick_device(a.device)), a.minutes)

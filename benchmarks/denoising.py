@@ -1,7 +1,8 @@
-"""denoising.py -- how well does a run's adapter denoise real test images, t by t? The cheapest judge of settings.
+"""denoising.py -- how well does a run's adapter denoise real test images, t by t?
 
-NOT PRIVATE: it reads real images. docs/tuning.md says what was chosen by it. A small lot that gets the noise of
-a large one stands in for a long run: `train.py --B 512 --epsilon 490 --accountant rdp` has the sigma / B of `--B 4096 --epsilon 10`.
+The cheapest judge of settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real images.
+A small lot that gets the noise of a large one stands in for a long run:
+`train.py --B 512 --epsilon 490 --accountant rdp` has the sigma / B of `--B 4096 --epsilon 10`.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
 """
@@ -25,7 +26,7 @@ TIMESTEPS = (50, 100, 200, 300, 400)                             # where shape a
 
 @torch.no_grad()
 def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: int = 256) -> list[float]:
-    """The mean squared error of the predicted noise at each of TIMESTEPS, under the same noise for every model.
+    """Mean squared error of the predicted noise at each of TIMESTEPS, under the same noise for every model.
 
     Shapes: images (n, C, H, W) uint8, labels (n,)
     """
@@ -40,7 +41,8 @@ def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: in
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
     p.add_argument("runs", nargs="+", help="folders written by train.py; of the first, the base is shown too")
     p.add_argument("--n", type=int, default=1024, help="test images")
@@ -48,7 +50,8 @@ def main() -> None:
     try:
         if a.n < 1:
             raise ValueError(f"--n {a.n}: expected at least 1")
-        rows = [("base", sample.load_run(a.runs[0], public=True))] + [(run, sample.load_run(run)) for run in a.runs]
+        rows = [("base", sample.load_run(a.runs[0], public=True))]
+        rows += [(run, sample.load_run(run)) for run in a.runs]
         config = json.loads((Path(a.runs[0]) / "config.json").read_text())
         images, labels = data.load(config["data"], "test", config["data_dir"] or None, config["size"])
     except (ValueError, OSError) as e:
@@ -56,7 +59,8 @@ def main() -> None:
     print("loss at t =".ljust(30) + "".join(f"{t:>9}" for t in TIMESTEPS) + "     mean")
     for name, model in rows:
         losses = denoising_losses(model, images[:a.n], labels[:a.n])
-        print(f"{name:<30}" + "".join(f"{loss:>9.4f}" for loss in [*losses, sum(losses) / len(losses)]), flush=True)
+        mean = sum(losses) / len(losses)
+        print(f"{name:<30}" + "".join(f"{loss:>9.4f}" for loss in [*losses, mean]), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,20 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 
     steps = np.unique(np.geomspace(1, s.steps, 12).astype(int))
-    left.plot(steps, [accountant.epsilon(q, sigma, int(t), s.delta)[0] for t in steps], "o-", label="RDP, what a run states")
-    left.plot(steps, [pld.pld_epsilon(q, sigma, int(t), s.delta) for t in steps], "s-", label="PLD, tighter")
-    left.plot(steps, [pld.gdp_epsilon(q, sigma, int(t), s.delta) for t in steps], "x:", label="CLT, NOT a bound")
-    left.set(xlabel="steps", ylabel="epsilon spent", title=f"the default run: q = {q:.4f}, sigma = {sigma:.3f}")
+    rdp = [accountant.epsilon(q, sigma, int(t), s.delta)[0] for t in steps]
+    tight = [pld.pld_epsilon(q, sigma, int(t), s.delta) for t in steps]
+    clt = [pld.gdp_epsilon(q, sigma, int(t), s.delta) for t in steps]
+    left.plot(steps, rdp, "o-", label="RDP, what a run states")
+    left.plot(steps, tight, "s-", label="PLD, tighter")
+    left.plot(steps, clt, "x:", label="CLT, NOT a bound")
+    left.set(xlabel="steps", ylabel="epsilon spent",
+             title=f"the default run: q = {q:.4f}, sigma = {sigma:.3f}")
     left.legend()
 
     budgets, sizes = np.geomspace(0.3, 20, 12), (256, 1024, 4096)
     for B in sizes:
-        right.loglog(budgets, [accountant.calibrate(e, s.delta, B / s.N, s.steps) / B for e in budgets], "o-", label=f"B = {B}")
+        noise = [accountant.calibrate(e, s.delta, B / s.N, s.steps) / B for e in budgets]
+        right.loglog(budgets, noise, "o-", label=f"B = {B}")
     right.set(xlabel="epsilon", ylabel="sigma / B", title="noise on the mean gradient, in units of C")
     right.legend()
     figure.tight_layout()

@@ -73,20 +73,23 @@ def main() -> None:
     def arrows(i: int, vectors) -> list[str]:
         return [arrow(centres[i], middle, v) for v in vectors]
 
-    at = (centres[3] + total[0].item() * UNIT / 2, middle - total[1].item() * UNIT / 2)    # where the sum ends
+    # where the sum ends
+    at = (centres[3] + total[0].item() * UNIT / 2, middle - total[1].item() * UNIT / 2)
     cloud = []
     for std in (1, 2):
-        cloud.append(f'<circle class="noise" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{std * SIGMA * UNIT / 2:.1f}"/>')
+        radius = std * SIGMA * UNIT / 2
+        cloud.append(f'<circle class="noise" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:.1f}"/>')
     parts = [
-        panel(0, "(i) a lot, by chance", [f"each image: probability q = {Q}", f"here {len(lot)} of {N}; 0 is legal"],
-              dots),
+        panel(0, "(i) a lot, by chance",
+              [f"each image: probability q = {Q}", f"here {len(lot)} of {N}; 0 is legal"], dots),
         panel(1, "(ii) one gradient each", ["its K draws of (t, noise) are", "averaged inside it: one arrow"],
               arrows(1, grads["w"])),
         panel(2, "(iii) clipped to C", ["no image moves the sum by", "more than the circle's radius"],
               [ball(2, C), *arrows(2, clipped)]),
         panel(3, "(iv) sum + noise, once", ["std sigma C; an empty lot, too", "(at half scale)"],
               [*cloud, arrow(centres[3], middle, total / 2), arrow(*at, noise / 2, "sum")]),
-        panel(4, "(v) / B, (vi) one step", [f"B = {B} is declared: the lot's", f"true size, {len(lot)}, is private"],
+        panel(4, "(v) / B, (vi) one step",
+              [f"B = {B} is declared: the lot's", f"true size, {len(lot)}, is private"],
               [arrow(centres[4], middle, -(total + noise) / B, "sum")]),
     ]
     rules = []
@@ -96,7 +99,8 @@ def main() -> None:
            f'aria-label="One private step: lot, gradients, clipping, noise, division by B">\n{STYLE}\n'
            + "\n".join(parts + rules) + "\n</svg>\n")
     (ROOT / "docs" / "private-step.svg").write_text(svg)
-    print(f"docs/private-step.svg: lot of {len(lot)}, norm of the sum {total.norm():.2f} C, of the noise {noise.norm():.2f} C")
+    print(f"docs/private-step.svg: lot of {len(lot)}, "
+          f"norm of the sum {total.norm():.2f} C, of the noise {noise.norm():.2f} C")
 
 
 if __name__ == "__main__":

