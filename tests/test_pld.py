@@ -47,7 +47,7 @@ def test_k_images_at_q_1_are_a_gaussian_of_sensitivity_k(images):
 
 @pytest.mark.parametrize("images", [2, 4])
 def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
-    """delta(epsilon) = integral of (P - e^epsilon Q)_+, P the mixture over how many of them are in the lot."""
+    """delta(epsilon) = integral of (P - e^epsilon Q)_+, P the mixture over how many are in the lot."""
     q, sigma, delta = 0.2, 1.1, 1e-3
     epsilon = pld.joint_epsilon([(q, sigma, 1)], delta, images)
     z = np.linspace(-20, 30, 400_001)
