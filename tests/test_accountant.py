@@ -138,7 +138,7 @@ def test_one_step_spends_no_more_than_delta(q, sigma):
     """(epsilon, delta)-DP as defined, integrated, in both directions; each tight bound meets its own."""
     removed, added = (hockey_stick(q, sigma, epsilon(q, sigma, 1, 1e-4)[0], way) for way in (True, False))
     assert max(removed, added) <= 1e-4
-    tight = pld._removed_and_added(q, sigma, 1, 1e-4)
+    tight = pld._removed_and_added([(q, sigma, 1)], 1e-4, 1)
     for bound, way in zip(tight, (True, False)):
         assert 1e-4 * (1 - 1e-4) < hockey_stick(q, sigma, bound, way) <= 1e-4 * (1 + 1e-9)
     assert pld_epsilon(q, sigma, 1, 1e-4) == max(tight)
@@ -320,11 +320,11 @@ def test_the_second_opinions_stand_beside_the_first(monkeypatch, capsys):
 
 @pytest.mark.parametrize("q, sigma, steps", [(0.04, 1.5, 2250), (0.017, 0.6, 200), (0.2, 3.0, 50)])
 def test_the_short_form_is_the_careful_one_at_whole_orders(q, sigma, steps):
-    """The sum and the integral are one A_a; real orders in between can only prove a little less."""
+    """The sum and the integral are one A_a; real orders in between prove at most a tenth less."""
     orders = np.arange(2, 257)
     whole = to_epsilon(steps * rdp(q, sigma, orders), orders, 1e-5)[0]
     assert accountant.epsilon_in_short(q, sigma, steps, 1e-5) == pytest.approx(whole, rel=1e-9)
-    assert 0.98 * whole < epsilon(q, sigma, steps, 1e-5)[0] <= whole
+    assert 0.9 * whole < epsilon(q, sigma, steps, 1e-5)[0] <= whole
 
 
 @pytest.mark.parametrize("flags", [
@@ -343,7 +343,7 @@ def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json"])
     accountant.main()
     together = accountant.composed_epsilon([tuple(run.values()) for run in runs], 1e-5)
-    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == f"{together:.4f}"
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == f"{together:.4f}"
 
 
 @pytest.mark.parametrize("argv", [

@@ -65,12 +65,6 @@ def test_train_is_read_in_one_sitting():
     assert len(text.splitlines()) <= 200 and "lambda" not in text
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_lines_are_at_most_110_characters(name):
-    long = [line for line in FILES[name].read_text().splitlines() if len(line) > 110]
-    assert not long, long
-
-
 def test_the_privacy_code_knows_nothing_of_diffusion():
     assert not {"ddpm", "data", "lora"} & set(imports(FILES["dpsgd"]))
     assert "torch" not in set(imports(FILES["accountant"]))
