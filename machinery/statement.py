@@ -98,9 +98,11 @@ def shown(epsilon: float) -> float | str:
 
 
 def text(facts: dict) -> str:
-    """The same statement for the screen, one fact a line."""
+    """The same statement for the screen, one fact a line; numbers to six digits, the file has them all."""
     lines = []
     for name, value in facts.items():
+        if isinstance(value, float):
+            value = f"{value:.6g}"
         values = value if isinstance(value, list) else [value]
         lines += [f"  {name if i == 0 else '':<16} {v}" for i, v in enumerate(values)]
     return "\n".join(lines)
