@@ -17,9 +17,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 import data
-from machinery import checkpoint
+from machinery import checkpoint, screen
+
+SIDE = 64                    # pixels: of the public photographs; smaller images are enlarged to it, and back
 
 
 class Block(nn.Module):
@@ -49,34 +52,36 @@ class Upsample(nn.Module):
 class Autoencoder(nn.Module):
     """E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W).
 
-    One level for each of `multipliers`, each half as large as the one before: f = 2^(levels - 1), so (1, 2)
-    is the paper's f = 2 and (1, 2, 4) is f = 4. `blocks` residual blocks a level. No attention: any side that
-    f divides will do.
+    patch:  each patch x patch square of pixels becomes channels on the way in, and back, as in unet.py
+    blocks: residual blocks of each level, each level half as large as the one before; D has one more a level
+    So f = patch * 2^(levels - 1): here 4; patch = 1 and two levels are the paper's f = 2. No attention: any
+    side that f divides will do.
     """
 
-    def __init__(self, image_channels: int = 3, channels: int = 32, multipliers: tuple = (1, 2, 4),
-                 blocks: int = 1, latent_channels: int = 4):
+    def __init__(self, image_channels: int = 3, channels: int = 64, multipliers: tuple = (1, 2),
+                 blocks: tuple = (1, 2), latent_channels: int = 4, patch: int = 2):
         super().__init__()
         self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
-                           blocks=blocks, latent_channels=latent_channels)
-        self.latent_channels, self.f = latent_channels, 2 ** (len(multipliers) - 1)
+                           blocks=list(blocks), latent_channels=latent_channels, patch=patch)
+        self.latent_channels, self.f, self.side = latent_channels, patch * 2 ** (len(multipliers) - 1), SIDE
         self.register_buffer("scale", torch.ones(()))            # z = scale * mean; public, see measure_scale
-        widths = [channels * m for m in multipliers]
+        widths, last = [channels * m for m in multipliers], len(multipliers) - 1
 
-        down = [nn.Conv2d(image_channels, widths[0], 3, padding=1)]
+        down = [nn.PixelUnshuffle(patch), nn.Conv2d(image_channels * patch**2, widths[0], 3, padding=1)]
         for level, width in enumerate(widths):
-            down += [Block(width) for _ in range(blocks)]
-            if level < len(widths) - 1:
+            down += [Block(width) for _ in range(blocks[level])]
+            if level < last:
                 down.append(nn.Conv2d(width, widths[level + 1], 3, stride=2, padding=1))
         down += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * latent_channels, 3, padding=1)]
         self.encoder = nn.Sequential(*down)
 
-        up = [nn.Conv2d(latent_channels, width, 3, padding=1), Block(width)]
+        up = [nn.Conv2d(latent_channels, width, 3, padding=1)]
         for level, width in reversed(list(enumerate(widths))):
-            up += [Block(width) for _ in range(blocks)]
+            up += [Block(width) for _ in range(blocks[level] + 1)]
             if level > 0:
                 up.append(Upsample(width, widths[level - 1]))
-        up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels * patch**2, 3, padding=1),
+               nn.PixelShuffle(patch)]
         self.decoder = nn.Sequential(*up)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,14 +100,14 @@ def kl(mu: Tensor, log_var: Tensor) -> Tensor:
 
 
 def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
-    """(n,): ( |x - D(mu + sigma noise)|_1 + w KL ) / (number of values of x).  [LDM Eq. 25, without critics]
+    """(n,): ( |x - D(mu + sigma noise)|^2 + w KL ) / (number of values of x).   [Kingma & Welling, Eq. 10]
 
     noise ~ N(0, I), of z's shape. The small w keeps z near N(0, I), and D used to a z that is a little off,
-    as a sampler's is.
+    as a sampler's is. (LDM, Eq. 25, has an L1 error and two critics beside it.)
     """
     mu, log_var = model.encode(x)
     z = mu + (0.5 * log_var).exp() * noise                       # Kingma & Welling's reparameterisation
-    error = (model.decode(z) - x).abs().flatten(1).sum(1)
+    error = (model.decode(z) - x).square().flatten(1).sum(1)
     return (error + kl_weight * kl(mu, log_var)) / x[0].numel()
 
 
@@ -110,21 +115,55 @@ def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tens
 # images <-> latents, as diffusion sees them
 
 
-@torch.no_grad()
-def to_latents(model: Autoencoder, images: Tensor, batch: int = 256) -> Tensor:
-    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, H/f, W/f), on its device.
+def latent_shape(model: Autoencoder, shape: tuple) -> tuple[int, int, int]:
+    """(c, h, w) of z for images of this (C, H, W)."""
+    height, width = (max(side, SIDE) // model.f for side in shape[1:])
+    return model.latent_channels, height, width
 
-    Guarantee: latent i depends on image i and on public constants, and on nothing else
+
+def as_photographs(model: Autoencoder, images: Tensor) -> Tensor:
+    """uint8 (n, C, H, W) -> float [-1, 1], at least SIDE x SIDE; grey is laid in each of E's channels."""
+    x = data.to_float(images)
+    if x.shape[1] == 1:
+        x = x.expand(-1, model.config["image_channels"], -1, -1)
+    if x.shape[-1] < SIDE:
+        x = F.interpolate(x, size=(SIDE, SIDE), mode="bicubic").clamp(-1, 1)
+    return x
+
+
+@torch.no_grad()
+def to_latents(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
+    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, h, w), on images' device.
+
+    Guarantee: latent i depends on image i and on public constants, and on nothing else. To the last bit on a
+    CPU: all batches have one size, the last is filled up, since sums of another size round otherwise.
     """
     device = model.scale.device
-    parts = [model.scale * model.encode(data.to_float(part.to(device)))[0] for part in images.split(batch)]
-    return torch.cat(parts)
+    z = torch.empty(len(images), *latent_shape(model, images.shape[1:]), device=images.device)
+    bar = tqdm(range(0, len(images), batch), desc="z = E(x)", disable=screen.hide_bar(len(images) > 5_000))
+    for start in bar:
+        part = images[start:start + batch]
+        full = F.pad(part, (0, 0) * 3 + (0, batch - len(part))).to(device)
+        mu, _ = model.encode(as_photographs(model, full))
+        z[start:start + batch] = (model.scale * mu)[:len(part)].to(z.device)
+    return z
 
 
 @torch.no_grad()
-def to_images(model: Autoencoder, z: Tensor, batch: int = 256) -> Tensor:
-    """D(z / scale) as uint8 images: float (N, c, h, w) -> (N, C, f h, f w)."""
-    return torch.cat([data.to_uint8(model.decode(part / model.scale)) for part in z.split(batch)])
+def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> Tensor:
+    """D(z / scale) as uint8 images of `shape`, (C, H, W): float (n, c, h, w) -> (n, *shape).
+
+    What was enlarged for E is shrunk again; grey is the mean of the channels.
+    """
+    parts = []
+    for part in z.split(batch):
+        x = model.decode(part / model.scale)
+        if x.shape[-1] > shape[-1]:
+            x = F.interpolate(x, size=shape[1:], mode="bicubic", antialias=True)
+        if shape[0] == 1:
+            x = x.mean(1, keepdim=True)
+        parts.append(data.to_uint8(x))
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -185,7 +224,7 @@ if __name__ == "__main__":
     images, _ = data.load("cells", "test")                       # never seen: it learnt from photographs
     images = images[:: len(images) // 16][:16]
     z = to_latents(model, images)
-    back = to_images(model, z)
+    back = to_images(model, z, images.shape[1:])
     Path("runs").mkdir(exist_ok=True)
     save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
     bits = kl(*model.encode(data.to_float(images))).mean() / math.log(2)

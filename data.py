@@ -1,7 +1,7 @@
 """data.py -- images from disk as uint8 tensors, and what their classes are called.
 
-MNIST and friends, a folder or an .npz file. Private ones are read by train.py and by the evaluation alone;
-their number and their classes are declared, never counted. Public drawings are made in drawings/.
+MNIST and friends, blood cells, a folder or an .npz file. Private ones are read by train.py and by the
+evaluation alone; their number and their classes are declared, never counted. Public drawings: drawings/.
 
   $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """
@@ -30,14 +30,15 @@ ASSETS = ROOT / "assets"
 # is after resizing.)
 
 KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "kmnist": (60_000, 1, 28, 10),
-         "emnist-letters": (124_800, 1, 28, 26), "cifar10": (50_000, 3, 32, 10),
+         "emnist-letters": (124_800, 1, 28, 26), "cells": (14_232, 3, 64, 8), "cifar10": (50_000, 3, 32, 10),
          "cifar100": (50_000, 3, 32, 100), "celeba": (162_770, 3, 64, None)}
 
 
 GARMENTS = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
             "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NAMES = {"fashion-mnist": GARMENTS, "clothes": GARMENTS, "cifar10": CIFAR10}   # else numbers
+CELLS = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
+NAMES = {"fashion-mnist": GARMENTS, "clothes": GARMENTS, "cifar10": CIFAR10, "cells": CELLS}   # else numbers
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -76,8 +77,8 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     """A data set as uint8 images (N, C, H, W) and labels (N,) int64 (all 0 where there are none).
 
     name:     a key of KNOWN; folder:PATH, one sub-folder a class (no split); or npz:FILE (see folders.py).
-              Images of both are resized and centre-cropped to size x size, default 32. mnist ships in
-              assets/; the others are read from, or downloaded to, data_dir.
+              Images of both are resized and centre-cropped to size x size, default 32. mnist and cells ship
+              in assets/; the others are read from, or downloaded to, data_dir.
     classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
               exist are numbered in natural order, which for private images would be private: one may move it
     channels: of a folder: 1 reads its pictures as grey, 3 as colour
@@ -98,6 +99,9 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     if data_dir is not None and not root.is_dir():
         raise ValueError(f"--data-dir {root} is not a folder; expected one that holds {name}, "
                          f"or an empty one to download it to")
+    if name == "cells":
+        folder = ASSETS / "cells" if data_dir is None else root
+        return folders.load_zip(folder / "cells64.zip", split, CELLS)
     idx_folder = ASSETS / "mnist" if name == "mnist" and data_dir is None else _idx_folder(root, name)
     if idx_folder is not None:
         prefix = "train" if split == "train" else "t10k"
@@ -164,48 +168,63 @@ def class_names(name: str) -> list[str] | None:
 def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:
     """The classes of the PRIVATE data set `name` in the order of their labels: public constants, as N is.
 
-    flag: --classes, comma-separated; else those of a published data set, else the base's own names.
-    Errors: a folder of which nobody has said what its classes are -> ValueError
+    flag: --classes, names with commas, or their number; else those of a published data set, else the base's
+    Errors: files of which nobody has said what their classes are -> ValueError
     """
     if flag:
         names = [word.strip() for word in flag.split(",")]
+        if len(names) == 1 and names[0].isdecimal() and 1 <= int(names[0]) <= 10_000:
+            names = [str(i) for i in range(int(names[0]))]
         if name in KNOWN or "" in names or len(set(names)) < len(names):
             raise ValueError(f"--classes {flag}: expected different names, with commas, for folder: or npz:")
         return names
     if name.startswith("folder:") and base is None:
-        raise ValueError(f"--data {name} on a base without class names: which sub-folders exist is private; "
-                         f"declare the classes, --classes NAME,NAME,... (the first is the base's class 0)")
+        raise ValueError(f"--data {name} on a base that does not name its classes: which ones exist is "
+                         f"private; declare them, --classes NAME,NAME,... (the first becomes class 0)")
     return base if name.startswith(("folder:", "npz:")) else class_names(name)
 
 
-def declared_classes(name: str, flag: str, model) -> dict:
+def declared_classes(name: str, flag: str, model, own: bool = False) -> dict:
     """classes: the names of the private data's classes; labels: which class of the base each is. {}: none.
 
+    own: the classes will have a table of their own in the network (lora.new_classes), in this order
     No image is read; model: the base, a unet.UNet. Errors: as `declared` and `place`
     """
     if model.classes is None:
         return {}
-    names = declared(name, flag, model.config["names"])
+    names = declared(name, flag, None if own else model.config["names"])
+    if own and names is None:
+        if name.startswith("npz:"):
+            raise ValueError(f"--data {name}: which classes exist is private; declare them, --classes "
+                             f"NAME,NAME,... or --classes 8")
+        names = ["image"]                                                # no classes: all images are of one
+    if own:
+        return dict(classes=names, labels=list(range(len(names))))
     labels = place(names, model.config["names"], model.classes)
     return dict(classes=names or [str(i) for i in labels], labels=labels)
 
 
-def in_places(images: Tensor, labels: Tensor, places: list[int]) -> tuple[Tensor, Tensor]:
-    """The images whose label is declared, under the base's numbers: label i becomes places[i].
+def in_places(images: Tensor, labels: Tensor, places: list[int] | None) -> tuple[Tensor, Tensor]:
+    """The images whose label is declared, in the base's numbers: label i becomes places[i]; None: all, as is.
 
     An image of another label counts as no image: refusing it would tell that it is there. A class is found by
     its declared name, for the order of the sub-folders that exist would move with one image.
     """
+    if places is None:
+        return images, labels
     known = (labels >= 0) & (labels < len(places))
     images, labels = images[known], labels[known]
     return images, torch.tensor(places)[labels]
 
 
-def fits(model, images: Tensor, labels: Tensor, name: str) -> None:
-    """Refuse images that the network (a unet.UNet) cannot take."""
+def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
+    """Refuse images that the network (a unet.UNet), or the autoencoder before it, cannot take."""
     channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
-    step = model.patch * 2 ** (len(model.config["multipliers"]) - 1)
-    if images.shape[1] != channels or side % step:
+    step, grey = model.patch * 2 ** (len(model.config["multipliers"]) - 1), False
+    if coder is not None:
+        channels, step, side = coder.config["image_channels"], step * coder.f, max(side, coder.side)
+        grey = images.shape[1] == 1                                      # laid in all its channels
+    if images.shape[1] != channels and not grey or side % step:
         raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
                          f"{channels} channels and a side that {step} divides: use another base")
     if classes is not None and len(labels) and labels.max() >= classes:

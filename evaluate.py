@@ -30,6 +30,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+import autoencoder
 import data
 import sample
 import unet
@@ -278,6 +279,7 @@ class Source:
     labels: Tensor | None = None
     run: dict = dataclasses.field(default_factory=dict)                  # config.json
     model: unet.UNet | None = None
+    coder: autoencoder.Autoencoder | None = None                         # of the model's latents
 
 
 def read_source(a: argparse.Namespace, device: torch.device) -> Source:
@@ -285,9 +287,10 @@ def read_source(a: argparse.Namespace, device: torch.device) -> Source:
     if Path(a.source).suffix == ".npz":
         images, labels, names = load_npz(Path(a.source))
         return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
-    model, run = sample.load_run(a.source).to(device), sample.read_config(a.source)
+    model, coder, run = sample.open_run(a.source)
     names = None if model.classes is None else sample.named(model, run)
-    return Source(sample.image_shape(model, run["side"]), names, run=run, model=model)
+    return Source(sample.image_shape(model, run), names, run=run, model=model.to(device),
+                  coder=coder and coder.to(device))
 
 
 def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tensor, tuple | None]:
@@ -319,7 +322,8 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
 
     def draw(model: unet.UNet) -> Tensor:
         same = torch.Generator(device).manual_seed(a.seed)
-        return sample.generate(model.to(device), source.labels, (n, *source.shape), generator=same, **how)
+        return sample.generate(model.to(device), source.labels, (n, *source.shape), generator=same,
+                               coder=source.coder, **how)
     sets = {"synthetic": draw(source.model)}
     if a.anchors:
         sets["public base"] = draw(sample.load_run(a.source, public=True))

@@ -178,7 +178,7 @@ def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
         rows = old[[known.index(name) for name in wanted]]
     table = torch.cat([rows, old[-1:]])
     model.class_embedding = nn.Embedding(*table.shape, _weight=table)
-    model.classes, model.config = classes, dict(model.config, classes=classes)
+    model.classes, model.config = classes, dict(model.config, classes=classes, names=None)
 
 
 def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -37,7 +37,7 @@ HELD_OUT = 20                # every 20th public photograph only measures
 SAVE_EVERY = 500             # steps between checkpoints
 EMA_DECAY = 0.999            # of the running average that is saved, per step
 DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
-KL_WEIGHT = 0.01             # w of autoencoder.loss, nats -> grey value
+KL_WEIGHT = 1e-4             # w of autoencoder.loss: nats -> squared grey values, of [-1, 1]
 
 UNETS = {                    # shapes of unet.UNet
     "small": dict(),                                                     # 28 x 28 x 1, in patches of 2 x 2
@@ -166,7 +166,7 @@ def pretrain(s: Settings) -> None:
     elif not draw:
         images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
 
-    data.fits(model, images if draw else images[0], classes, s.data)
+    data.fits(model, images if draw else images[0], classes, s.data)     # latents, as the network takes them
 
     def loss(generator):
         if draw:

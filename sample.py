@@ -18,10 +18,12 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+import autoencoder
 import data
 import ddpm
 import lora
 import unet
+from autoencoder import Autoencoder
 from machinery import checkpoint, screen
 
 
@@ -60,7 +62,13 @@ def read_config(folder: Path) -> dict:
 
 
 def load_run(folder: Path, public: bool = False) -> unet.UNet:
-    """The model of a finished run: its public base with its private adapter (public=True: the base alone).
+    """The network alone of a finished run; see open_run."""
+    return open_run(folder, public)[0]
+
+
+def open_run(folder: Path, public: bool = False) -> tuple[unet.UNet, Autoencoder | None, dict]:
+    """A finished run: its public base with its private adapter (public=True: the base alone), the autoencoder
+    of its latents (None: it works in pixels) and its config.json.
 
     Errors: not a run's folder, or its base is missing or has changed -> ValueError
     """
@@ -68,31 +76,35 @@ def load_run(folder: Path, public: bool = False) -> unet.UNet:
     base = Path(config["base"])
     above = [place / base for place in folder.resolve().parents]         # trained there, sampled elsewhere
     path = next((path for path in (base, *above) if path.is_file()), base)
-    model = unet.load(path)
-    if checkpoint.fingerprint(*model.state_dict().values()) != config["base_sha256"]:
+    model, coder = unet.load_with_coder(path)
+    if unet.fingerprint(model, coder) != config["base_sha256"]:
         raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
                          f"expected the one whose weights have SHA-256 {config['base_sha256'][:12]}...")
-    if public:
-        return model
-    return lora.merge(lora.load(model, folder))              # one weight a layer: faster than W and B A apart
+    if coder is not None:
+        lora.new_classes(model, len(config["classes"]), config["start"])
+    if not public:
+        model = lora.merge(lora.load(model, folder))         # one weight a layer: faster than W and B A apart
+    return model, coder, config
 
 
 def generate(model: unet.UNet, labels: Tensor | None, shape: tuple, *, sampler: str = "ddim",
              steps: int = STEPS, eta: float = 1.0, guidance: float = 0.0, floor: int = 0,
              batch: int | None = None, generator: torch.Generator | None = None,
-             quiet: bool = False) -> Tensor:
+             quiet: bool = False, coder: Autoencoder | None = None) -> Tensor:
     """Images in batches with a progress bar: shape = (n, C, H, W) -> uint8 of that shape, on the CPU.
 
+    coder:   the autoencoder whose latents `model` draws; its D makes them pictures
     sampler: ddim, ddpm (all steps) or dpm (second order; no eta)
     floor:   grey levels up to this become 0. A digit or a garment lies on an empty ground, which the
              network's last step leaves a few levels off: no eye sees it, but the FID network does.
     """
     device, images = next(model.parameters()).device, []
+    inner = shape[1:] if coder is None else autoencoder.latent_shape(coder, shape[1:])
     if batch is None:
         batch = 128 if device.type == "cpu" else 1000        # 500 is 1.2 times slower on a CPU: its caches
     with tqdm(total=shape[0], desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
         for start in range(0, shape[0], batch):
-            size = (min(batch, shape[0] - start), *shape[1:])
+            size = (min(batch, shape[0] - start), *inner)
             part = None if labels is None else labels[start:start + size[0]].to(device)
             with unet.autocast(device):
                 if sampler == "dpm":
@@ -101,7 +113,8 @@ def generate(model: unet.UNet, labels: Tensor | None, shape: tuple, *, sampler: 
                     x = ddpm.ddpm_sample(model, part, size, guidance, generator)
                 else:
                     x = ddpm.ddim_sample(model, part, size, steps, eta, guidance, generator)
-            x = data.to_uint8(x).cpu()
+            x = data.to_uint8(x) if coder is None else autoencoder.to_images(coder, x, shape[1:])
+            x = x.cpu()
             images.append(x.masked_fill(x <= floor, 0))
             bar.update(size[0])
     return torch.cat(images)
@@ -127,9 +140,9 @@ def named(model: unet.UNet, run: dict) -> list[str]:
     return names
 
 
-def image_shape(model: unet.UNet, side: int) -> tuple[int, int, int]:
-    """(C, H, W) of the images that `model` draws at this side length."""
-    return model.config["image_channels"], side, side
+def image_shape(model: unet.UNet, run: dict) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a run's model draws."""
+    return run.get("channels", model.config["image_channels"]), run["side"], run["side"]
 
 
 def one_of_each(model: unet.UNet, labels: list[int] | None) -> Tensor | None:
@@ -137,17 +150,20 @@ def one_of_each(model: unet.UNet, labels: list[int] | None) -> Tensor | None:
     return None if model.classes is None else torch.tensor((labels or list(range(model.classes)))[:10])
 
 
-def class_strip(model: unet.UNet, shape: tuple, labels: list[int] | None, path: Path) -> None:
+def class_strip(model: unet.UNet, shape: tuple, labels: list[int] | None, coder: Autoencoder | None,
+                path: Path) -> None:
     """One image of each class (of `labels`, at most ten) in a row, from the same noise; shape = (C, H, W)."""
     labels = one_of_each(model, labels)
     n = 10 if labels is None else len(labels)
     same = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    images = generate(model, labels, (n, *shape), steps=STEPS, guidance=GUIDANCE, generator=same, quiet=True)
+    images = generate(model, labels, (n, *shape), steps=STEPS, guidance=GUIDANCE, generator=same, quiet=True,
+                      coder=coder)
     save_image(images.float() / 255, path, nrow=n)
 
 
 def before_and_after(path: Path, before: unet.UNet, after: unet.UNet, shape: tuple,
-                     labels: list[int] | None = None, columns: int = 8) -> None:
+                     labels: list[int] | None = None, coder: Autoencoder | None = None,
+                     columns: int = 8) -> None:
     """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
     device, labels, sides = next(after.parameters()).device, one_of_each(after, labels), []
     rows = 10 if labels is None else len(labels)
@@ -155,7 +171,7 @@ def before_and_after(path: Path, before: unet.UNet, after: unet.UNet, shape: tup
     for model in (before.to(device), after):
         same = torch.Generator(device).manual_seed(0)
         images = generate(model, labels, (rows * columns, *shape), steps=STEPS, guidance=GUIDANCE,
-                          generator=same, quiet=True)
+                          generator=same, quiet=True, coder=coder)
         sides.append(make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=0.3))
     save_image(torch.cat([sides[0], torch.ones(3, sides[0].shape[1], 6), sides[1]], dim=2), path)
 
@@ -190,8 +206,8 @@ def check(a: argparse.Namespace) -> None:
 def draw(a: argparse.Namespace) -> None:
     """What the command line asks for: pictures, arrays or both."""
     device = pick_device(a.device)
-    model = load_run(a.run, a.public).to(device)
-    run = read_config(a.run)
+    model, coder, run = open_run(a.run, a.public)
+    model.to(device)
     generator = torch.Generator(device)
     if a.seed is None:
         generator.seed()
@@ -200,8 +216,9 @@ def draw(a: argparse.Namespace) -> None:
     steps = run["sample_steps"] if a.steps is None else a.steps
     guidance = run["guidance"] if a.guidance is None else a.guidance
     labels = trained_classes(model, run, a.n)
-    images = generate(model, labels, (a.n, *image_shape(model, run["side"])), sampler=a.sampler, steps=steps,
-                      eta=a.eta, guidance=guidance, floor=a.floor, batch=a.batch, generator=generator)
+    images = generate(model, labels, (a.n, *image_shape(model, run)), sampler=a.sampler, steps=steps,
+                      eta=a.eta, guidance=guidance, floor=a.floor, batch=a.batch, generator=generator,
+                      coder=coder and coder.to(device))
     if a.out:
         columns = min(a.n, 10 if labels is None else len(labels.unique()))
         picture = io.BytesIO()
@@ -209,7 +226,7 @@ def draw(a: argparse.Namespace) -> None:
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())
-        if labels is not None:                                           # a model without classes has none
+        if labels is not None and len(run.get("labels") or "12") > 1:    # one class is none
             arrays |= dict(labels=labels.numpy(), classes=np.array(named(model, run)))
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)

@@ -25,13 +25,14 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 import accountant
+import autoencoder
 import data
 import ddpm
 import dpsgd
 import lora
 import sample
 import unet
-from machinery import checkpoint, distributed, draws, flags, pld, screen, statement
+from machinery import checkpoint, distributed, draws, flags, pld, recipes, screen, statement
 
 EMA_DECAY = 0.95             # of the adapter's running average, per step: it remembers about 20 of 110 steps
 DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
@@ -40,12 +41,13 @@ BOUND = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Public constants, each a flag: no value may be computed from the private images."""
+    """Public constants, each a flag, none computed from private images. Other data's: machinery/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
     data_dir: str = ""           # where their files are (default: mnist in assets/, all others in ./datasets)
     classes: str = ""            # declared class names of folder: and npz:, with commas (default: the base's)
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     base: str = "assets/base.pt"     # the public base model
+    start: str = "mean"          # of new classes on a base of photographs: null, mean, or its NAME,NAME,...
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf: no privacy, a baseline
     delta: float = 1e-5          # delta, a probability below 1/N
@@ -55,8 +57,7 @@ class Settings:
     steps: int = 110             # T, optimiser steps, one use of the private data each
     C: float = 0.003             # clipping norm of one image's gradient, in gradient units
     K: int = 2                   # noise multiplicity: draws of (t, noise) averaged inside one image's loss
-    draws: str = "paper"         # of t: paper (uniform), middle (more often where shape is decided) or
-                                 # middle-even (the same, weighted so that no draw outvotes an image's others)
+    draws: str = "paper"         # of t: paper (uniform), middle or middle-even, see ddpm.DRAWS
     train: str = "lora"          # lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full
     rank: int = 16               # LoRA rank r; lora_alpha = r, so that the update is B A
     lr: float = 2e-2             # learning rate of Adam at the first step, falling linearly to 0
@@ -118,15 +119,14 @@ def private_gradients(model: unet.UNet, frozen: dict, s: Settings):
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
-def private_images(s: Settings, model: unet.UNet) -> tuple[Tensor, Tensor]:
-    """The private images and their labels, in the base's numbers, as the network takes them."""
-    declared = data.declared_classes(s.data, s.classes, model)
-    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"),
-                               model.config["image_channels"])
-    if declared:
-        images, labels = data.in_places(images, labels, declared["labels"])
-    data.fits(model, images, labels, s.data)
-    return images, labels
+def private_images(s: Settings, model: unet.UNet, coder, declared: dict) -> tuple[Tensor, Tensor, tuple]:
+    """(x, labels, shape): as the network takes and counts them, pixels or latents; (C, H, W) of an image."""
+    channels = (coder or model).config["image_channels"]
+    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"), channels)
+    images, labels = data.in_places(images, labels, declared.get("labels"))
+    data.fits(model, images, labels, s.data, coder)
+    x = images if coder is None else autoencoder.to_latents(coder, images)   # once: E reads one image alone
+    return x, labels, tuple(images.shape[1:])
 
 
 def finetune(s: Settings) -> None:
@@ -134,8 +134,11 @@ def finetune(s: Settings) -> None:
     rank, ranks, device = distributed.start(sample.pick_device(s.device))
     if s.seed is not None:
         torch.manual_seed(s.seed)                                # of the factors A; all else has generators
-    model = unet.load(Path(s.base))
-    base = checkpoint.fingerprint(*model.state_dict().values())  # a name is not enough: files change
+    model, coder = unet.load_with_coder(Path(s.base))
+    base = unet.fingerprint(model, coder)                        # a name is not enough: files change
+    declared = data.declared_classes(s.data, s.classes, model, own=coder is not None)
+    if coder is not None:
+        lora.new_classes(model, len(declared["classes"]), s.start)
     adapted = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     model.to(device)
     trainable, frozen = lora.split(model)                        # all that private data can touch; the rest
@@ -144,11 +147,9 @@ def finetune(s: Settings) -> None:
     q, sigma = s.B / s.N, 0.0
     if s.epsilon < math.inf:
         sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, BOUND[s.accountant])
-    declared = data.declared_classes(s.data, s.classes, model)
     if rank == 0:
-        where = f"{s.train}: {adapted} layers adapted; {ranks} x {device.type}"
-        print(statement.plan(s, sigma, trainable, model, where, declared))
-    images, labels = private_images(s, model)
+        print(statement.plan(s, sigma, trainable, model, adapted, f"{ranks} x {device.type}", declared))
+    images, labels, shape = private_images(s, model, coder and coder.to(device), declared)
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
                      base=base, private_images=checkpoint.fingerprint(images, labels))
     images, labels = images[rank::ranks].to(device), labels[rank::ranks].to(device)    # this rank's own share
@@ -157,7 +158,7 @@ def finetune(s: Settings) -> None:
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer, average = torch.optim.Adam(trainable.values(), lr=s.lr), ddpm.EMA(trainable, EMA_DECAY)
-    strip = functools.partial(sample.class_strip, model, images.shape[1:], declared.get("labels"))
+    strip = functools.partial(sample.class_strip, model, shape, declared.get("labels"), coder)
     run = checkpoint.Run(s.out, mechanism, trainable, average, optimizer, secret, key, rank, s.peek, strip)
     run.begin(s.resume)
     per_sample = private_gradients(model, frozen, s)
@@ -176,19 +177,18 @@ def finetune(s: Settings) -> None:
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)
         optimizer.step()                                                 # (vi)  post-processing: free
         average.update(trainable)
-        spent, order = accountant.epsilon(q, sigma, step, s.delta)       # of the steps that ran
-        run.metrics.append([step, spent, order])
-        bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
+        run.metrics.append([step, *accountant.epsilon(q, sigma, step, s.delta)])     # of the steps that ran
+        bar.set_postfix(epsilon_rdp=f"{run.metrics[-1][1]:.3f}")
         run.after(step, s.steps)                                         # checkpoint, strip, Ctrl-C
 
     if rank == 0:
         with average.applied(trainable):                                 # the average is what is published
-            statement.publish(s, sigma, run.metrics, model, trainable, images.shape[1:], base)
+            statement.publish(s, sigma, run.metrics, model, trainable, shape, base, declared, coder)
     distributed.stop()
 
 
 def main() -> None:
-    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:])
+    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of)
     memory = "lower --chunk, which changes no result (a stopped run: with --resume)"
     with screen.one_line("train.py", memory), distributed.answering():
         s = check(s)

@@ -190,8 +190,14 @@ def save(path: Path, model: UNet, weights: dict[str, Tensor] | None = None, code
 
 
 def load(path: Path) -> UNet:
-    """Read what `save` wrote; weights only, no code is unpickled. A relative path that is not found from here
-    is looked for beside the code, so that assets/base.pt is found from any directory.
+    """The network alone of what `save` wrote; see load_with_coder."""
+    return load_with_coder(path)[0]
+
+
+def load_with_coder(path: Path) -> tuple[UNet, autoencoder.Autoencoder | None]:
+    """Read what `save` wrote: the network, and the frozen autoencoder in whose latents it works (None: in
+    pixels). Weights only, no code is unpickled. A relative path that is not found from here is looked for
+    beside the code, so that assets/base.pt is found from any directory.
 
     Errors: missing, truncated or foreign file -> ValueError in one line
     """
@@ -204,10 +210,19 @@ def load(path: Path) -> UNet:
         model = UNet(**saved["config"])
         model.config["names"] = model.config["names"] or SHIPPED.get(Path(path).resolve())
         model.load_state_dict(saved["model"])
+        coder = autoencoder.from_state(saved["autoencoder"]) if "autoencoder" in saved else None
     except Exception as e:
         raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "
                          f"expected a file written by `python pretrain.py`") from None
-    return model
+    return model, coder
+
+
+def fingerprint(model: UNet, coder: autoencoder.Autoencoder | None) -> str:
+    """SHA-256 of a base's weights and of its autoencoder's, scale included: a name is not enough, files
+    change.
+    """
+    parts = [model] if coder is None else [model, coder]
+    return checkpoint.fingerprint(*(p for part in parts for p in part.state_dict().values()))
 
 
 if __name__ == "__main__":

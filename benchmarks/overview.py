@@ -28,7 +28,7 @@ def drawn(run: Path, public: bool) -> Tensor:
     """ROWS images of each of the ten classes, a column a class: (10 ROWS, 1, 28, 28) uint8."""
     model = sample.load_run(run, public)
     labels = torch.arange(10).repeat(ROWS)
-    shape = (len(labels), *sample.image_shape(model, 28))
+    shape = (len(labels), 1, 28, 28)
     same_noise = torch.Generator().manual_seed(0)
     return sample.generate(model, labels, shape, guidance=0.5, floor=8, generator=same_noise, quiet=True)
 

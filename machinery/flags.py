@@ -28,8 +28,11 @@ def comments(settings: type) -> dict[str, str]:
     return found
 
 
-def parse(settings: type, program: str, doc: str, argv: list[str]):
-    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2."""
+def parse(settings: type, program: str, doc: str, argv: list[str], recipe=None):
+    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2.
+
+    recipe: the defaults that follow from --data, data's name -> {field: value}
+    """
     parser, said = screen.Parser(doc, program), comments(settings)
     for field in dataclasses.fields(settings):
         flag, text = "--" + field.name.replace("_", "-"), said[field.name].replace("%", "%%")
@@ -38,4 +41,6 @@ def parse(settings: type, program: str, doc: str, argv: list[str]):
         else:
             kind = next(t for t in (field.type, *typing.get_args(field.type)) if t in (int, float, str))
             parser.add_argument(flag, type=kind, default=field.default, help=text)
+    if recipe is not None:
+        parser.set_defaults(**recipe(parser.parse_args(argv).data))
     return settings(**vars(parser.parse_args(argv)))

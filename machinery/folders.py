@@ -1,10 +1,11 @@
-"""folders.py -- other people's images: a folder of pictures, or arrays in an .npz file, as uint8 tensors.
+"""folders.py -- other people's images: pictures in a folder or a .zip, arrays in an .npz, as uint8 tensors.
 
 A picture is what a viewer shows of it, and what cannot be read is refused by name or named on the screen.
 
   $ python -m machinery.folders PATH         # what is in a folder of pictures: classes, sizes
 """
 import hashlib
+import io
 import re
 import sys
 import zipfile
@@ -117,6 +118,28 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
         raise ValueError(f"{file} is not a readable image ({type(e).__name__}: {' '.join(str(e).split())}); "
                          f"remove or replace it") from None
     return functional.pil_to_tensor(functional.center_crop(functional.resize(image, size), [size, size]))
+
+
+def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """split/class/image.webp inside a .zip, pictures of one size -> uint8 (N, 3, H, W), labels (N,).
+
+    Errors: missing, truncated or of other classes -> ValueError that names the file
+    """
+    from PIL import Image
+    images, labels = [], []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name for name in archive.namelist() if name.startswith(split + "/")]
+            for name in sorted(inside):
+                with Image.open(io.BytesIO(archive.read(name))) as image:
+                    images.append(np.asarray(image.convert("RGB")))
+                labels.append(classes.index(name.split("/")[1]))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; expected the file that ships with this repository") from None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path} is truncated or another file ({type(e).__name__}: {e}); fetch it "
+                         f"again") from None
 
 
 # -----------------------------------------------------------------------------

@@ -34,14 +34,15 @@ NOT_COVERED = [
     "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
     "the network between ranks: clipped sums cross it before the noise is added",
     "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not cryptographic",
-    "what the public base model learnt: the shipped ones saw only drawings made by code",
+    "what the public base learnt: the shipped ones saw drawings made by code, or ImageNet photographs",
     "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
 ]
 
 
-def plan(s, sigma: float, trainable: dict, model, where: str, declared: dict) -> str:
+def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, declared: dict) -> str:
     """Every public constant of a run (train.Settings s), before the first private image is read.
 
+    adapted: the number of layers or tensors that are trained; where: "1 x cpu"
     Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
     q = s.B / s.N
@@ -55,15 +56,15 @@ def plan(s, sigma: float, trainable: dict, model, where: str, declared: dict) ->
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
              f"          epsilon <= {s.epsilon:g} at delta = {s.delta:g}  ->  sigma = {sigma:.4f}; "
              f"C = {s.C:g}, K = {s.K}",
-             f"          training {trained:,} of {total:,} weights: the noise on the mean gradient has norm "
-             f"{norm:.2f} C"]
+             f"          base {s.base}: training {trained:,} of {total:,} weights, the noise on the mean "
+             f"gradient has norm {norm:.2f} C"]
     if s.epsilon == math.inf:
         lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline; its output may give away any "
                      "private image.")
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
                      "tests and teaching.")
-    lines.append(f"          {where}")
+    lines.append(f"          {s.train}: {adapted} layers adapted, lr {s.lr:g}, draws {s.draws}; {where}")
     if s.data not in data.KNOWN and declared:
         lines.append("          declared classes, and the base's: " + data.table(**declared))
     return "\n".join(lines)
@@ -108,20 +109,21 @@ def text(facts: dict) -> str:
     return "\n".join(lines)
 
 
-def publish(s, sigma: float, metrics: list, model, trainable: dict, shape: tuple, base: str) -> None:
+def publish(s, sigma: float, metrics: list, model, trainable: dict, shape: tuple, base: str,
+            declared: dict, coder) -> None:
     """Write the run's folder, the statement last, and say it on the screen.
 
-    metrics: a row a step; shape: (C, H, W) of an image; base: fingerprint of the public base
+    metrics: a row a step; shape: (C, H, W) of an image; base: fingerprint of the public base; coder: its
+    autoencoder or None
     """
     out, facts = Path(s.out), after(s, sigma, len(metrics))
     rows = [["step", "epsilon_rdp", "best_order"], *metrics]
     checkpoint.write_text(out / "metrics.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
-    declared = data.declared_classes(s.data, s.classes, model)
-    config = dict(dataclasses.asdict(s), side=shape[-1], base_sha256=base) | declared
+    config = dict(dataclasses.asdict(s), channels=shape[0], side=shape[-1], base_sha256=base) | declared
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
-    public = unet.load(Path(s.base))
-    sample.before_and_after(out / "samples.png", public, model, shape, declared.get("labels"))
+    public = sample.load_run(out, public=True)
+    sample.before_and_after(out / "samples.png", public, model, shape, declared.get("labels"), coder)
     checkpoint.write_text(out / "privacy.json", json.dumps(facts, indent=2) + "\n")
     (out / "checkpoint.pt").unlink()                                     # and with it the noise's state
 

@@ -10,7 +10,8 @@ import torch.nn as nn
 import autoencoder
 import data
 
-IMAGES = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+IMAGES = torch.randint(256, (6, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+SMALL = IMAGES[:, :, :16, :16]
 
 
 @pytest.fixture
@@ -19,9 +20,10 @@ def model():
     return autoencoder.Autoencoder(channels=8)
 
 
-@pytest.mark.parametrize("multipliers, f", [((1,), 1), ((1, 2), 2), ((1, 2, 4), 4), ((1, 1, 2, 2), 8)])
-def test_f_is_two_to_the_number_of_halvings(multipliers, f):
-    model = autoencoder.Autoencoder(channels=8, multipliers=multipliers)
+@pytest.mark.parametrize("patch, multipliers, f", [
+    (1, (1,), 1), (1, (1, 2), 2), (2, (1,), 2), (2, (1, 2), 4), (2, (1, 1, 2), 8)])
+def test_f_is_the_patch_times_two_to_the_number_of_halvings(patch, multipliers, f):
+    model = autoencoder.Autoencoder(channels=8, multipliers=multipliers, blocks=(1, 1, 1), patch=patch)
     mu, log_var = model.encode(torch.zeros(2, 3, 16, 16))
     assert model.f == f and mu.shape == log_var.shape == (2, 4, 16 // f, 16 // f)
     assert model.decode(mu).shape == (2, 3, 16, 16)
@@ -49,13 +51,13 @@ def test_kl_equals_numerical_integration():
     assert ours.item() == pytest.approx(18 * exact, rel=1e-5)
 
 
-def test_the_loss_is_L1_plus_w_times_kl_per_value_of_x(model):
-    x = data.to_float(IMAGES)
+def test_the_loss_is_the_squared_error_plus_w_times_kl_per_value_of_x(model):
+    x = data.to_float(SMALL)
     noise = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     mu, log_var = model.encode(x)
     back = model.decode(mu + log_var.exp().sqrt() * noise)
     for i, value in enumerate(autoencoder.loss(model, x, noise, 0.5)):
-        error, kl = (back[i] - x[i]).abs().mean(), autoencoder.kl(mu[i:i + 1], log_var[i:i + 1])[0]
+        error, kl = (back[i] - x[i]).square().mean(), autoencoder.kl(mu[i:i + 1], log_var[i:i + 1])[0]
         expected = error + 0.5 * kl / (3 * 16 * 16)
         assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -65,13 +67,38 @@ def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes
     z = autoencoder.to_latents(model, IMAGES)
     assert z.std().item() == pytest.approx(1, rel=1e-4)
     mu, _ = model.encode(data.to_float(IMAGES))
-    assert torch.equal(autoencoder.to_images(model, z), data.to_uint8(model.decode(z / model.scale)))
+    back = autoencoder.to_images(model, z, (3, 64, 64))
+    assert torch.equal(back, data.to_uint8(model.decode(z / model.scale)))
     torch.testing.assert_close(z / model.scale, mu)
 
 
-def test_latents_are_the_same_whatever_the_batch(model):
-    one, four = (autoencoder.to_latents(model, IMAGES, batch=n) for n in (1, 4))
-    torch.testing.assert_close(one, four, rtol=1e-4, atol=1e-5)
+def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
+    """However many other images there are, and wherever this one stands: draws are named by a latent's bytes."""
+    together = autoencoder.to_latents(model, IMAGES)
+    for i in range(len(IMAGES)):
+        assert torch.equal(autoencoder.to_latents(model, IMAGES[i:i + 1])[0], together[i])
+    assert torch.equal(autoencoder.to_latents(model, IMAGES.flip(0)), together.flip(0))
+    assert torch.equal(autoencoder.to_latents(model, IMAGES.repeat(12, 1, 1, 1))[-6:], together)
+
+
+def test_latents_are_near_the_encoders_mean_whatever_the_batch(model):
+    expected = model.scale * model.encode(data.to_float(IMAGES))[0]
+    for batch in (1, 4):
+        torch.testing.assert_close(autoencoder.to_latents(model, IMAGES, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels, side", [(1, 28), (3, 32), (1, 64), (3, 64), (3, 96)])
+def test_grey_and_small_images_become_photographs_and_come_back(model, channels, side):
+    """The way there and back alone, D(E(x)) = x: a picture keeps its shape and loses little."""
+    smooth = torch.linspace(0, 3, side).sin()
+    images = (255 * smooth[:, None] * smooth.flip(0)).abs().to(torch.uint8).expand(2, channels, side, side)
+    x = autoencoder.as_photographs(model, images)
+    assert x.shape == (2, 3, max(64, side), max(64, side))
+    z = torch.zeros(2, *autoencoder.latent_shape(model, images.shape[1:]))
+    assert z.shape == autoencoder.to_latents(model, images).shape
+    model.decode = lambda z: x
+    back = autoencoder.to_images(model, z, (channels, side, side))
+    assert back.shape == images.shape and (back.float() - images.float()).abs().mean() < 2
 
 
 def test_a_file_gives_back_the_scale_exactly_and_the_weights_to_half_precision_frozen(model, tmp_path):

@@ -205,7 +205,7 @@ def test_private_gradients_weight_t_as_declared(how, weighting, monkeypatch):
 @pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])
 def test_the_shipped_bases_are_small_and_load(name):
     assert (ROOT / "assets" / name).stat().st_size <= 4_000_000
-    assert sample.image_shape(unet.load(ROOT / "assets" / name), 28) == (1, 28, 28)
+    assert sample.image_shape(unet.load(ROOT / "assets" / name), dict(side=28)) == (1, 28, 28)
 
 
 @pytest.mark.parametrize("epsilon", [1, 10])
