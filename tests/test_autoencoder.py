@@ -73,7 +73,7 @@ def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes
 
 
 def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
-    """However many other images there are, and wherever this one stands: draws are named by a latent's bytes."""
+    """However many others there are, and wherever this one stands: draws are named by a latent's bytes."""
     together = autoencoder.to_latents(model, IMAGES)
     for i in range(len(IMAGES)):
         assert torch.equal(autoencoder.to_latents(model, IMAGES[i:i + 1])[0], together[i])
@@ -84,7 +84,8 @@ def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
 def test_latents_are_near_the_encoders_mean_whatever_the_batch(model):
     expected = model.scale * model.encode(data.to_float(IMAGES))[0]
     for batch in (1, 4):
-        torch.testing.assert_close(autoencoder.to_latents(model, IMAGES, batch), expected, rtol=1e-4, atol=1e-5)
+        ours = autoencoder.to_latents(model, IMAGES, batch)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32), (1, 64), (3, 64), (3, 96)])

@@ -1,4 +1,4 @@
-"""Theorems about private runs in latent space: the guarantee is the one in pixels, and E and D stay public."""
+"""Theorems about private runs in latent space: the guarantee is the one in pixels, E and D stay public."""
 import zipfile
 from pathlib import Path
 
@@ -48,8 +48,8 @@ def write_private(images: torch.Tensor, name: str = "private.npz") -> None:
 
 
 def settings(**changed) -> train.Settings:
-    quick = dict(data="npz:private.npz", classes="a,b,c", size=64, base="base.pt", B=B, N=60, C=C, device="cpu")
-    return train.Settings(**dict(quick, **changed))
+    quick = dict(data="npz:private.npz", classes="a,b,c", size=64, base="base.pt", B=B, N=60, C=C)
+    return train.Settings(**dict(quick, device="cpu", **changed))
 
 
 def loaded(s: train.Settings):
@@ -239,7 +239,8 @@ def test_every_recipe_is_made_of_settings_and_names_a_base_that_ships(name):
 def test_the_cells_that_ship_are_as_many_as_declared_and_named():
     N, channels, side, classes = data.KNOWN["cells"]
     images, labels = data.load("cells", "test")
-    assert images.shape == (2_843, channels, side, side) and len(labels.unique()) == classes == len(data.CELLS)
+    assert images.shape == (2_843, channels, side, side)
+    assert len(labels.unique()) == classes == len(data.CELLS)
     with zipfile.ZipFile(ROOT / "assets" / "cells" / "cells64.zip") as archive:
         train_images = [name.split("/")[1] for name in archive.namelist() if name.startswith("train/")]
     assert len(train_images) == N and set(train_images) == set(data.CELLS)

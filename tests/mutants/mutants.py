@@ -20,6 +20,7 @@ DPSGD, DDPM, LORA = "test_dpsgd.py::test_", "test_ddpm.py::test_", "test_lora.py
 NOISE, DRAWS, LOOP = "test_noise.py::test_", "test_draws.py::test_", "test_loop.py::test_"
 PUBLISHED = (LOOP + "all_published_bytes_are_a_function_of_public_constants_"
              "and_of_what_private_gradient_returned")
+LATENTS = "test_latents.py::test_"
 ACCOUNTANT, TRAIN, MORE = "test_accountant.py::test_", "test_train.py::test_", "test_more_theorems.py::test_"
 REFUSED = "test_faults.py::test_bad_input_is_refused_in_one_line_and_nothing_is_written"
 
@@ -215,8 +216,8 @@ MUTANTS = [
            "A gradient of exactly 0 says that nobody was in the lot.",
            DPSGD + "noise_is_sigma_C_over_B_once_a_step_also_for_an_empty_lot[0]"),
     Mutant("the lot's size on the screen", "train.py",
-           'bar.set_postfix(epsilon_rdp=f"{spent:.3f}")',
-           'bar.set_postfix(epsilon_rdp=f"{spent:.3f}", lot=len(lot))',
+           'bar.set_postfix(epsilon_rdp=f"{run.metrics[-1][1]:.3f}")',
+           'bar.set_postfix(epsilon_rdp=f"{run.metrics[-1][1]:.3f}", lot=len(lot))',
            "A private number is shown, and no epsilon covers it.",
            MORE + "what_a_run_says_depends_on_public_constants_alone"),
     Mutant("a rate 0.5% above q", "dpsgd.py",
@@ -245,12 +246,12 @@ MUTANTS = [
            "        optimizer.step()      ", "        if len(lot): optimizer.step()      ",
            "Weights that stand still say that nobody was in the lot.", PUBLISHED),
     Mutant("the average skips empty lots", "train.py",
-           "        average.update(trainable)\n        spent",
-           "        if len(lot): average.update(trainable)\n        spent",
+           "        average.update(trainable)\n",
+           "        if len(lot): average.update(trainable)\n",
            "The average tells how many lots were empty.", PUBLISHED),
     Mutant("a private image in samples.png", "train.py",
-           "            statement.publish(s, sigma, run.metrics, model, trainable, images.shape[1:], base)\n",
-           "            statement.publish(s, sigma, run.metrics, model, trainable, images.shape[1:], base)\n"
+           "model, trainable, shape, base, declared, coder)\n",
+           "model, trainable, shape, base, declared, coder)\n"
            "            sample.save_image(images[:1].float() / 255, s.out + '/samples.png')\n",
            "A private image is published as it is.", PUBLISHED),
     Mutant("the private count in adapter_config.json", "train.py",
@@ -258,7 +259,7 @@ MUTANTS = [
            "statement.publish(dataclasses.replace(s, rank=s.rank + len(images)), sigma,",
            "The exact number of private images is published.", PUBLISHED),
     Mutant("the lot's size in metrics.csv", "train.py",
-           "run.metrics.append([step, spent, order])", "run.metrics.append([step, spent, len(lot)])",
+           "s.delta)])     # of the steps", "s.delta)[:1], len(lot)])  # of the steps",
            "A private number is published in every row.", PUBLISHED),
     Mutant("the average is not applied", "train.py",
            "with average.applied(trainable):                                 # the",
@@ -372,10 +373,40 @@ MUTANTS = [
            "need(s.delta < 1 / s.N,", "need(s.delta < 1,",
            "At delta = 1/N publishing one image in full is within the guarantee.",
            REFUSED + "[train --delta 0.0025]"),
+    # --- latents
+    Mutant("latents scaled by the private images", "autoencoder.py",
+           "(model.scale * mu)[:len(part)]", "(mu / mu.std())[:len(part)]",
+           "One image moves everybody's z, and the constant itself is published in the pictures.",
+           LATENTS + "the_scale_is_the_bases_constant_whatever_the_private_images_are"),
+    Mutant("latents of the whole set whitened", "train.py",
+           "x = images if coder is None else autoencoder.to_latents(coder, images)",
+           "x = images if coder is None else (z := autoencoder.to_latents(coder, images)) - z.mean(0)",
+           "Every x0 is a function of all images: clipping one gradient bounds nothing.",
+           LATENTS + "latents_once_are_the_latents_of_each_step"),
+    Mutant("the encoder reads its batch", "autoencoder.py",
+           "self.norm1, self.conv1 = nn.GroupNorm(8, channels)",
+           "self.norm1, self.conv1 = nn.BatchNorm2d(channels, track_running_stats=False)",
+           "One image moves the latents of all that are encoded beside it.",
+           "test_autoencoder.py::test_the_encoder_reads_one_image_alone"),
+    Mutant("the autoencoder left trainable", "autoencoder.py",
+           "    return model.requires_grad_(False)", "    return model",
+           "Weights of E and D may move with the private images, and no clipping sees them.",
+           LATENTS + "encoder_and_decoder_stay_frozen[lora]"),
+    Mutant("class rows from private counts", "train.py",
+           "    mechanism = dict(",
+           "    model.class_embedding.weight.data[:-1] *= labels.bincount(minlength=model.classes)[:, None]\n"
+           "    mechanism = dict(",
+           "The adapter starts from the number of private images of each class, without noise.",
+           LATENTS + "the_published_folder_is_a_function_of_public_constants_"
+           "and_of_what_private_gradient_returned"),
+    Mutant("the scale is not in the fingerprint", "unet.py",
+           "parts = [model] if coder is None else [model, coder]", "parts = [model]",
+           "None; but the adapter is decoded by another autoencoder, with a statement beside it.",
+           LATENTS + "a_base_whose_autoencoder_is_missing_foreign_or_another_is_refused_in_one_line"),
     # --- crash and resume
     Mutant("epsilon starts again at --resume", "train.py",
-           "accountant.epsilon(q, sigma, step, s.delta) ",
-           "accountant.epsilon(q, sigma, step - run.done, s.delta) ",
+           "accountant.epsilon(q, sigma, step, s.delta)]",
+           "accountant.epsilon(q, sigma, step - run.done, s.delta)]",
            "Interrupted often enough, any run looks cheap.",
            MORE + "a_stopped_and_resumed_run_is_the_run_that_was_never_stopped[3]"),
     Mutant("the ledger is not in the checkpoint", "machinery/checkpoint.py",
@@ -435,7 +466,7 @@ MUTANTS = [
            "None; but the pictures are not what the network was trained for.",
            DDPM + "every_jump_of_ddim_lands_where_q_sample_noises_to"),
     Mutant("another base under the same name", "sample.py",
-           "if checkpoint.fingerprint(*model.state_dict().values()) != config[\"base_sha256\"]:",
+           "if unet.fingerprint(model, coder) != config[\"base_sha256\"]:",
            "if not path.exists():",
            "None; but the pictures are those of no run, with a statement beside them.",
            REFUSED + "[sample swapped-base]"),
