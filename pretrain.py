@@ -41,7 +41,7 @@ KL_WEIGHT = 1e-4             # w of autoencoder.loss: nats -> squared grey value
 
 UNETS = {                    # shapes of unet.UNet
     "small": dict(),                                                     # 28 x 28 x 1, in patches of 2 x 2
-    "photos": dict(image_channels=4, channels=64, multipliers=(1, 2, 2), attention_levels=(1, 2),
+    "photos": dict(image_channels=4, channels=48, multipliers=(1, 2, 2), attention_levels=(1, 2),
                    classes=202, patch=1),                                # latents 16 x 16 x 4 of 64 x 64 x 3
     "cifar10": dict(image_channels=3, channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1, 2),
                     heads=8, classes=10, patch=1),
@@ -223,7 +223,7 @@ def train_autoencoder(s: Settings) -> None:
     autoencoder.save(out, model)
     Path(s.out + ".checkpoint").unlink()
     model = autoencoder.load(out).to(device)                             # as stored, in half precision
-    back = autoencoder.to_images(model, autoencoder.to_latents(model, test)).cpu()
+    back = autoencoder.to_images(model, autoencoder.to_latents(model, test), test.shape[1:]).cpu()
     print(f"wrote {out}; {len(test)} held-out public images: {autoencoder.psnr(test, back):.2f} dB")
 
 
