@@ -220,7 +220,7 @@ def load(path: Path) -> Autoencoder:
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    model = load(data.ASSETS / "autoencoder.pt")
+    model = load(data.ASSETS / "photos.pt")                              # a base, with its autoencoder
     images, _ = data.load("cells", "test")                       # never seen: it learnt from photographs
     images = images[:: len(images) // 16][:16]
     z = to_latents(model, images)

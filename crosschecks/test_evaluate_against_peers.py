@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from machinery import inception  # noqa: E402
+from machinery import classifiers, inception  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_fid_from_bytes_to_number_is_fid_helpers():
         getattr(helper, f"finish_{side}_stat")()
 
     net = inception.FIDInception(Path(peer.__file__).parent / "default_1.pt")
-    ours = [evaluate.features(net, batch, 60) for batch in sets]
+    ours = [classifiers.features(net, batch, 60) for batch in sets]
     np.testing.assert_allclose(ours[0].numpy(), np.array(helper.ref_feats_list), atol=1e-4)
     assert evaluate.frechet_distance(*ours) == pytest.approx(helper.compute_fid_score(), abs=1e-2)
 

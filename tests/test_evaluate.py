@@ -15,7 +15,7 @@ import data
 import evaluate
 import lora
 import unet
-from machinery import checkpoint, inception
+from machinery import checkpoint, classifiers, inception
 from conftest import tiny_unet
 from test_data import make_folder
 
@@ -30,8 +30,8 @@ def digits():
     """600 real images, their labels, and a tiny judge trained on them (a linear one)."""
     images, labels = data.load("mnist", "test")
     images, labels = images[:600], labels[:600]
-    net = evaluate.classifier("logistic", (1, 28, 28), 10)
-    return images, labels, evaluate.train_classifier(net, images, labels, 20)
+    net = classifiers.classifier("logistic", (1, 28, 28), 10)
+    return images, labels, classifiers.train_classifier(net, images, labels, 20)
 
 
 # -----------------------------------------------------------------------------
@@ -89,42 +89,42 @@ def test_one_image_has_no_covariance():
 
 def test_recognised_share_is_the_accuracy_with_true_labels_and_chance_with_shuffled_ones(digits):
     images, labels, judge = digits
-    share, by_class = evaluate.recognised_share(judge, images, labels)
+    share, by_class = classifiers.recognised_share(judge, images, labels)
     with torch.no_grad():
         right = judge(data.to_float(images)).argmax(1) == labels
         assert share == right.double().mean().item() and share > 0.8
     counts = labels.bincount(minlength=10)
     assert sum(s * int(c) for s, c in zip(by_class, counts)) / len(labels) == pytest.approx(share)
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    chance = evaluate.recognised_share(judge, images, shuffled)[0]
+    chance = classifiers.recognised_share(judge, images, shuffled)[0]
     assert abs(chance - 0.1) < 0.05                                          # 4 standard deviations
-    assert evaluate.recognised_share(judge, images[labels == 3], labels[labels == 3])[1][4] is None
+    assert classifiers.recognised_share(judge, images[labels == 3], labels[labels == 3])[1][4] is None
 
 
 def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_randomness_alone(digits):
     images, labels, _ = digits
 
     def weights(seed):
-        net = evaluate.classifier("CNN", (1, 28, 28), 10)
-        return evaluate.train_classifier(net, images[:64], labels[:64], 1, seed)[-1].weight
+        net = classifiers.classifier("CNN", (1, 28, 28), 10)
+        return classifiers.train_classifier(net, images[:64], labels[:64], 1, seed)[-1].weight
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    net = evaluate.classifier("CNN", (1, 28, 28), 10)
+    net = classifiers.classifier("CNN", (1, 28, 28), 10)
     torch.random.set_rng_state(before)
-    evaluate.train_classifier(net, images[:64], labels[:64], 1, 0)
+    classifiers.train_classifier(net, images[:64], labels[:64], 1, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
 
 
 def test_judge_is_trained_once_per_data_set_and_again_if_its_file_is_broken(digits, tmp_path, monkeypatch):
     images, labels, _ = digits
-    trained, train = [], evaluate.train_classifier
+    trained, train = [], classifiers.train_classifier
 
     def counted(*a, **k):
         trained.append(len(a[1]))
         return train(*a, **k)
-    monkeypatch.setattr(evaluate, "train_classifier", counted)
-    ask = lambda n: evaluate.judge("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
+    monkeypatch.setattr(classifiers, "train_classifier", counted)
+    ask = lambda n: classifiers.judge("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
     first, second = ask(100), ask(100)
     file = tmp_path / "judge-folder-my-digits.pt"
     assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
@@ -218,7 +218,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     result = json.loads((tmp_path / "s-evaluation.json").read_text())
     real = data.load("mnist")[0][:3_000]                                     # --fast's
     chosen = real[torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:500]]
-    definition = evaluate.frechet_distance(evaluate.features(net, images), evaluate.features(net, chosen))
+    definition = evaluate.frechet_distance(classifiers.features(net, images), classifiers.features(net, chosen))
     assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6)
     assert result["fid_references"] == 500
     assert any("500 of the 3000 real images" in note for note in result["notes"])
@@ -290,14 +290,14 @@ def test_figures_are_on_the_screen_before_a_full_disk_can_lose_them(tmp_path, mo
 
 def test_a_cache_that_cannot_be_kept_is_a_note(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert evaluate.cached(tmp_path / "file" / "runs", "judge", "key", lambda: 7) == 7
+    assert classifiers.cached(tmp_path / "file" / "runs", "judge", "key", lambda: 7) == 7
     assert "judge is not kept" in capsys.readouterr().err
 
 
 def test_too_few_private_images_are_refused_at_the_start(tmp_path, monkeypatch, capsys):
     images = np.zeros((5, 1, 28, 28), np.uint8)
     np.savez(tmp_path / "few.npz", images=images, labels=np.arange(5))
-    monkeypatch.setattr(evaluate, "judge", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(classifiers, "judge", lambda *_, **__: pytest.fail("trained"))
     file = tmp_path / "few.npz"
     code, _, error = run(monkeypatch, capsys, file, "--data", f"npz:{file}", "--fast")
     assert code == 2 and "5 images, expected at least 6" in error and len(error.splitlines()) == 1

@@ -20,7 +20,9 @@ ALLOWED = {                                                              # file 
                  "screen", "unet"},
     "train": {"accountant", "autoencoder", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws",
               "flags", "lora", "pld", "recipes", "sample", "screen", "statement", "unet"},
-    "evaluate": {"autoencoder", "checkpoint", "data", "folders", "inception", "sample", "screen", "unet"},
+    "classifiers": {"checkpoint", "data", "folders", "screen", "unet"},
+    "evaluate": {"autoencoder", "checkpoint", "classifiers", "data", "folders", "inception", "sample",
+                 "screen", "unet"},
     "audit": {"accountant", "dpsgd", "pld", "screen"},
     "membership": {"accountant", "data", "ddpm", "dpsgd", "lora", "screen", "train", "unet"},
 }
