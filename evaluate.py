@@ -15,7 +15,6 @@ import functools
 import hashlib
 import io
 import json
-import math
 import time
 from pathlib import Path
 

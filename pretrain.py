@@ -55,7 +55,7 @@ class Settings:
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
     unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
-    base: str = ""                 # a public base to go on from (default: random weights)
+    base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
     autoencoder: str = ""          # diffuse in this autoencoder's latents (default: in pixels)
     weighting: str = "flat"        # of t in the loss: flat (DDPM), or even, made for clipping
     flip: bool = False             # mirror half of the images: for photographs, not for digits
@@ -196,7 +196,8 @@ def train_autoencoder(s: Settings) -> None:
     images, _ = data.load(s.data, "train", s.data_dir or None, s.size)
     held_out = torch.arange(len(images)) % HELD_OUT == 0
     test, images = images[held_out], images[~held_out]
-    model = autoencoder.Autoencoder(images.shape[1]).to(device)
+    model = autoencoder.load(Path(s.base)) if s.base else autoencoder.Autoencoder(images.shape[1])
+    model.requires_grad_(True).to(device)
     room = images.shape[-1] - s.crop + 1
     if room < 1 or s.crop % model.f:
         raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' "

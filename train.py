@@ -43,8 +43,8 @@ BOUND = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 class Settings:
     """Public constants, each a flag, none computed from private images. Other data's: machinery/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
-    data_dir: str = ""           # where their files are (default: mnist in assets/, all others in ./datasets)
-    classes: str = ""            # declared class names of folder: and npz:, with commas (default: the base's)
+    data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
+    classes: str = ""            # declared names of folder: and npz:, with commas, or their number (default: the base's)
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     base: str = "assets/base.pt"     # the public base model
     start: str = "mean"          # of new classes on a base of photographs: null, mean, or its NAME,NAME,...
@@ -94,12 +94,11 @@ def check(s: Settings) -> Settings:
     return s
 
 
-def noised(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int | None,
-           s: Settings) -> tuple[Tensor, ...]:
+def noised(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int | None, s) -> tuple:
     """(x0, labels, t, noise): a lot's images and K draws of each, functions of (key, step, the image) alone.
 
     So one image moves the sum by at most C even for someone who knows all draws: they need not be secret.
-    Shapes: images (n, C, H, W) uint8, labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
+    Shapes: images (n, C, H, W), labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
     """
     u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, images), s.K, images.shape[1:])
     if classes is not None:
@@ -119,14 +118,13 @@ def private_gradients(model: unet.UNet, frozen: dict, s: Settings):
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
-def private_images(s: Settings, model: unet.UNet, coder, declared: dict) -> tuple[Tensor, Tensor, tuple]:
-    """(x, labels, shape): as the network takes and counts them, pixels or latents; (C, H, W) of an image."""
+def private_images(s: Settings, model: unet.UNet, coder, declared: dict) -> tuple[Tensor, Tensor]:
+    """The private images and their labels, in the base's numbers."""
     channels = (coder or model).config["image_channels"]
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"), channels)
     images, labels = data.in_places(images, labels, declared.get("labels"))
     data.fits(model, images, labels, s.data, coder)
-    x = images if coder is None else autoencoder.to_latents(coder, images)   # once: E reads one image alone
-    return x, labels, tuple(images.shape[1:])
+    return images, labels
 
 
 def finetune(s: Settings) -> None:
@@ -149,10 +147,13 @@ def finetune(s: Settings) -> None:
         sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, BOUND[s.accountant])
     if rank == 0:
         print(statement.plan(s, sigma, trainable, model, adapted, f"{ranks} x {device.type}", declared))
-    images, labels, shape = private_images(s, model, coder and coder.to(device), declared)
+    images, labels = private_images(s, model, coder, declared)
+    shape = tuple(images.shape[1:])
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
                      base=base, private_images=checkpoint.fingerprint(images, labels))
     images, labels = images[rank::ranks].to(device), labels[rank::ranks].to(device)    # this rank's own share
+    if coder is not None:
+        images = autoencoder.to_latents(coder.to(device), images)    # once: E reads one image alone
 
     secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)     # lots and privacy noise
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
@@ -189,8 +190,7 @@ def finetune(s: Settings) -> None:
 
 def main() -> None:
     s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of)
-    memory = "lower --chunk, which changes no result (a stopped run: with --resume)"
-    with screen.one_line("train.py", memory), distributed.answering():
+    with screen.one_line("train.py", "lower --chunk, also with --resume"), distributed.answering():
         s = check(s)
         with checkpoint.alone(Path(s.out) / ".in-use"):
             finetune(s)

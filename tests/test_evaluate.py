@@ -218,7 +218,8 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     result = json.loads((tmp_path / "s-evaluation.json").read_text())
     real = data.load("mnist")[0][:3_000]                                     # --fast's
     chosen = real[torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:500]]
-    definition = evaluate.frechet_distance(classifiers.features(net, images), classifiers.features(net, chosen))
+    seen, others = (classifiers.features(net, x) for x in (images, chosen))
+    definition = evaluate.frechet_distance(seen, others)
     assert result["rows"]["synthetic"]["FID"] == pytest.approx(definition, rel=1e-6)
     assert result["fid_references"] == 500
     assert any("500 of the 3000 real images" in note for note in result["notes"])

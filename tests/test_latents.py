@@ -57,8 +57,8 @@ def loaded(s: train.Settings):
     model, coder = unet.load_with_coder(Path(s.base))
     declared = data.declared_classes(s.data, s.classes, model, own=True)
     lora.new_classes(model, 3, s.start)
-    latents, labels, _ = train.private_images(s, model, coder, declared)
-    return model, coder, latents, labels
+    images, labels = train.private_images(s, model, coder, declared)
+    return model, coder, autoencoder.to_latents(coder, images), labels
 
 
 # --- what one image can do
