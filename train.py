@@ -44,7 +44,7 @@ class Settings:
     """Public constants, each a flag, none computed from private images. Other data's: machinery/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
     data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
-    classes: str = ""            # declared names of folder: and npz:, with commas, or their number (default: the base's)
+    classes: str = ""            # declared names of folder: and npz:, with commas, or their number
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     base: str = "assets/base.pt"     # the public base model
     start: str = "mean"          # of new classes on a base of photographs: null, mean, or its NAME,NAME,...

@@ -1,7 +1,7 @@
 """classifiers.py -- the three nets that judge images, and what they say of them.
 
 Trained on synthetic images to be tested on real ones, or on real ones to judge synthetic ones: DPDM's
-networks (Cao et al. 2021; Dockhorn et al. 2023, Sec. 5). What evaluate.py measures with, outside any guarantee.
+networks (Cao et al. 2021; Dockhorn et al. 2023, Sec. 5). What evaluate.py measures with, outside guarantees.
 
   $ python -m machinery.classifiers        # the three nets, with their sizes
 """
