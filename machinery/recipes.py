@@ -6,7 +6,7 @@ A recipe is a public choice, made before the private images are read; a flag tha
 """
 import data
 
-PHOTOS = dict(base="assets/photos.pt", size=64, draws="middle", B=1024, K=1, steps=60)
+PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
 GARMENTS = dict(base="assets/base-clothes.pt")
 
 
