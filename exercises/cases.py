@@ -11,6 +11,8 @@ from torch import Tensor
 
 from grade import Case, Exercise, load, on, show, HERE  # first: it puts the repository on the path
 import accountant
+import autoencoder
+import data
 import ddpm
 import dpsgd
 import lora
@@ -509,6 +511,83 @@ def suspects():
                    lambda f, step=step: bool(f(step)), expected=answer)
 
 
+# -----------------------------------------------------------------------------
+# ex14: latents
+
+
+def private_latents(encode, public: Tensor, private: Tensor) -> Tensor:
+    """The repository's two functions with this encoder in an autoencoder's place, at the images' own size."""
+    mu, _ = encode(data.to_float(public))
+    model = SimpleNamespace(encode=encode, scale=torch.ones(()), latent_channels=mu.shape[1],
+                            f=public.shape[-1] // mu.shape[-1], config=dict(image_channels=public.shape[1]))
+    with mock.patch("autoencoder.SIDE", 1):                              # no enlarging
+        autoencoder.measure_scale(model, public)
+        return autoencoder.to_latents(model, private)
+
+
+def sure(x):
+    """mu = x, sigma = 0"""
+    if not x.is_floating_point():
+        raise TypeError(f"E reads floats in [-1, 1], got {x.dtype}")
+    return x, torch.full_like(x, -math.inf)
+
+
+def unsure(x):
+    """mu = x, sigma = 1"""
+    return x, torch.zeros_like(x)
+
+
+def doubled(x):
+    """mu = (x, 10 x), two channels, sigma = 0"""
+    return sure(torch.cat([x, 10 * x], dim=1))
+
+
+def real(x):
+    """autoencoder.Autoencoder.encode, random weights, f = 4"""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return autoencoder.Autoencoder(channels=8, blocks=(1, 1)).encode(x)
+
+
+def grey(*levels: int, pixels: int = 1) -> Tensor:
+    return torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, pixels)
+
+
+def photographs(seed: int, *shape: int) -> Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def encodings():
+    f, public = private_latents, grey(0, 255)
+    yield on(f, "private images that are the public ones", "grey levels become floats in [-1, 1] before E "
+             "sees them; the latent is mu(x) divided by one number, the standard deviation of mu over all "
+             "public images, as the tensors' own .std() has it.", sure, public, public, on_shape=True)
+
+    def moved(f):
+        before, after = f(sure, public, grey(51, 102)), f(sure, public, grey(51, 102, 255))
+        return (after[:2] - before).abs().max().item()
+    yield Case("a white image joins two dark ones", "the two dark images are what they were, so their "
+               "latents must be, too. Whatever is measured on the private images, a scale, a mean, a "
+               "whitening, every image has a share in: one that joins then moves everybody's latent, and "
+               "with it everybody's gradient, while the noise hides one image that moves the sum by C. "
+               "Measure it on the public images.",
+               {"encode": sure, "public": public, "private": "levels 51, 102; then 51, 102, 255",
+                "measured": "how far the latents of 51 and 102 move"}, moved, expected=0.0)
+    yield on(f, "private images darker than the public ones", "s is the public images' whoever is encoded: "
+             "the private latents' own standard deviation is not 1, and nobody may make it so. Each image "
+             "scaled by itself would keep the guarantee, but dark and bright would become one.",
+             sure, grey(0, 255, 255, 0, pixels=2), grey(0, 51, 51, 102, pixels=2))
+    yield on(f, "a latent of two channels", "s is one number for all channels: D undoes one, z / s.",
+             doubled, public, grey(51), on_shape=True)
+    yield on(f, "an encoder that is not sure", "the latent is the mean mu, not a draw from N(mu, sigma^2). A "
+             "draw is no leak, but latents are made once, and each step adds noise of its own to them: z "
+             "should be where D shows the image best.", unsure, public, grey(51, 102))
+    yield on(f, "no private image", "a set of one image has this neighbour: no latents, in the shape of "
+             "latents.", sure, public, grey(), on_shape=True)
+    yield on(f, "five photographs and a real encoder", "the same, in colour.", real,
+             photographs(0, 6, 3, 16, 16), photographs(1, 5, 3, 16, 16) // 3)
+
+
 EXERCISES = {
     "ex01_noising": Exercise("ddpm.py:q_sample", ddpm.q_sample, noising, ("ddpm.q_sample",)),
     "ex02_loss": Exercise("ddpm.py:loss", ddpm.loss, losses, ("ddpm.loss",)),
@@ -529,4 +608,6 @@ EXERCISES = {
     "ex12_calibrate": Exercise("accountant.py:calibrate", accountant.calibrate, calibrations,
                                ("accountant.calibrate",)),
     "ex13_catch_a_leak": Exercise("tests/test_dpsgd.py", leaks, suspects),
+    "ex14_latents": Exercise("autoencoder.py:to_latents", private_latents, encodings,
+                             ("autoencoder.to_latents", "autoencoder.measure_scale")),
 }

@@ -11,6 +11,7 @@ from scipy.integrate import quad
 from torch.func import grad, jacrev, vmap
 
 import accountant
+import data
 import ddpm
 import dpsgd
 
@@ -201,6 +202,22 @@ def noise_is_off(step) -> bool:
 
 def leaks(step) -> bool:
     return moves_too_far(step) or noise_is_off(step)
+
+
+# -----------------------------------------------------------------------------
+# right: latents
+
+
+def latents_image_by_image(encode, public, private):
+    """The public variance written out in float64; E sees one image at a time."""
+    def mean_of(image):
+        return encode(image[None].double().div(127.5).sub(1).float())[0]
+    mu = torch.cat([mean_of(image) for image in public]).double()
+    std = math.sqrt(float((mu - mu.mean()).square().sum()) / (mu.numel() - 1))
+    z = torch.empty(len(private), *mu.shape[1:])
+    for i, image in enumerate(private):
+        z[i] = mean_of(image)[0] / std
+    return z
 
 
 # -----------------------------------------------------------------------------
@@ -399,12 +416,38 @@ def nothing_leaks(step):
     return False
 
 
+def scale_of_the_private_images(encode, public, private):
+    mu, _ = encode(data.to_float(private))
+    return mu / mu.std()
+
+
+def latents_drawn(encode, public, private):
+    """Fresh randomness: nobody's privacy suffers, but it is another input than the repository's."""
+    mu, log_var = encode(data.to_float(private))
+    return (mu + (0.5 * log_var).exp() * torch.randn_like(mu)) / encode(data.to_float(public))[0].std()
+
+
+def channels_whitened_by_the_set(encode, public, private):
+    mu, _ = encode(data.to_float(private))
+    return (mu - mu.mean((0, 2, 3), keepdim=True)) / mu.std((0, 2, 3), keepdim=True)
+
+
+def channels_whitened_by_public_images(encode, public, private):
+    std = encode(data.to_float(public))[0].std((0, 2, 3), keepdim=True)
+    return encode(data.to_float(private))[0] / std
+
+
+def grey_levels_encoded(encode, public, private):
+    return encode(private.float())[0] / encode(public.float())[0].std()
+
+
 SECOND = {                                                               # exercise -> other right answers
     "ex01": [noising_image_by_image], "ex02": [loss_draw_by_draw], "ex03": [jump_by_posterior],
     "ex04": [layer_of_one_matrix], "ex05": [merged_by_outer_products],
     "ex06": [gradients_in_a_loop], "ex07": [clip_image_by_image], "ex08": [step_with_noise_first],
     "ex09": [gaussian_by_integration], "ex10": [rdp_by_gauss_legendre], "ex11": [epsilon_in_a_loop],
     "ex12": [sigma_by_small_steps], "ex13": [leaks],
+    "ex14": [latents_image_by_image],
 }
 
 WRONG = {                                                      # exercise -> mistakes; the two commonest first
@@ -421,4 +464,6 @@ WRONG = {                                                      # exercise -> mis
     "ex11": [conversion_of_2017, below_zero],
     "ex12": [end_that_was_not_checked, noise_to_spare],
     "ex13": [moved_above_C, same_bits_as_the_repository, nothing_leaks],
+    "ex14": [scale_of_the_private_images, latents_drawn, channels_whitened_by_the_set,
+             channels_whitened_by_public_images, grey_levels_encoded],
 }

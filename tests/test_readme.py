@@ -111,7 +111,7 @@ def test_readme_is_a_front_page():
     assert len((ROOT / "README.md").read_text().split()) <= 1800
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_lines_are_at_most_110_characters(path):
     """Tables and formulas, which Markdown cannot wrap, excepted."""
     lines = path.read_text().splitlines()

@@ -19,4 +19,5 @@ ANSWERS = {
     "bug11_statement": "",
     "bug12_amplification": "",
     "bug13_reproducible": "",
+    "bug14_latent_scale": "",
 }
