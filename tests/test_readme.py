@@ -7,8 +7,10 @@ import re
 import shlex
 
 import pytest
+import torch
 
 import accountant
+import autoencoder
 import ddpm
 import lora
 import pretrain
@@ -128,6 +130,9 @@ def test_the_readmes_figures_are_the_codes():
     trained = sum(p.numel() for p in lora.split(model)[0].values())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     assert f"{base:,} weights" in BASE
+    with torch.device("meta"):
+        for network in (unet.UNet(**pretrain.UNETS["photos"]), autoencoder.Autoencoder()):
+            assert f"{sum(p.numel() for p in network.parameters()):,}" in BASE
     for figure in (f"training {trained:,} of", f"sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
                    f"B = {s.B:,}, q = B/N = {s.B / s.N:.5f}, T = {s.steps} steps", "479,232"):
         assert figure in README, figure

@@ -16,7 +16,7 @@ import lora
 import pretrain
 import train
 import unet
-from machinery import flags
+from machinery import flags, recipes
 from conftest import ROOT, tiny_unet
 from quick_train import QUICK
 
@@ -28,7 +28,8 @@ COMMANDS = re.findall(r"^python train.py (.*)$", PAGE, re.M)
 
 
 def parsed(*argv) -> train.Settings:
-    return train.check(flags.parse(train.Settings, "train.py", train.__doc__, list(argv)))
+    """As the command line would read it, recipe included."""
+    return train.check(flags.parse(train.Settings, "train.py", train.__doc__, list(argv), recipes.of))
 
 
 def paper(data_set: str) -> train.Settings:
@@ -42,6 +43,13 @@ def test_the_commands_are_the_papers_settings(name, r, K, C, delta, B, epochs):
     s = paper(name)
     assert (s.rank, s.K, s.C, s.delta, s.B) == (r, K, C, delta, B)
     assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[name][0]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeba"])
+def test_the_papers_settings_in_colour_are_not_those_that_follow_from_the_data(name):
+    """They bring a base of the paper's shape and uniform t; without flags both would be another recipe's."""
+    s, recipe = paper(name), recipes.of(name)
+    assert s.base != recipe["base"] and s.draws == "paper" != recipe["draws"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
