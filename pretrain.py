@@ -56,7 +56,7 @@ class Settings:
     size: int = 64                 # side in pixels of the images of folder:
     unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
     base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
-    autoencoder: str = ""          # diffuse in this autoencoder's latents (default: in pixels)
+    autoencoder: str = ""          # diffuse in this autoencoder's latents (default: the base's, or pixels)
     weighting: str = "flat"        # of t in the loss: flat (DDPM), or even, made for clipping
     flip: bool = False             # mirror half of the images: for photographs, not for digits
     crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
@@ -149,8 +149,8 @@ def pretrain(s: Settings) -> None:
     device, out = sample.pick_device(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
-    coder = autoencoder.load(Path(s.autoencoder)).to(device) if s.autoencoder else None
-    model = unet.load(Path(s.base)) if s.base else unet.UNet(**UNETS[s.unet])
+    model, coder = unet.load_with_coder(Path(s.base)) if s.base else (unet.UNet(**UNETS[s.unet]), None)
+    coder = autoencoder.load(Path(s.autoencoder)) if s.autoencoder else coder
     model.to(device)
     draw = DRAWN.get(s.data)
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
@@ -161,6 +161,7 @@ def pretrain(s: Settings) -> None:
     if model.classes is not None:
         model.config["names"] = data.class_names(s.data)
     if coder is not None:
+        coder.to(device)
         mirrored = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []
         images = torch.stack([autoencoder.to_latents(coder, images), *mirrored]).cpu()
     elif not draw:
