@@ -132,6 +132,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         if step % 50 == 0 or step == s.steps:
             mean = value.item() if mean is None else 0.9 * mean + 0.1 * value.item()
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if mean is not None:
+            screen.tell_a_log(step, s.steps, f"loss={mean:.4f}")
         if step % SAVE_EVERY == 0 or step == s.steps or stop.is_set():
             checkpoint.save(kept, dict(
                 settings=settings, step=step, model=model.state_dict(), average=average.shadow,

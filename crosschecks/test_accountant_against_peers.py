@@ -1,11 +1,10 @@
-"""Our accountant beside dp_accounting (Google) and Opacus (Meta), over 36 settings.
+"""Our accountant beside dp_accounting (Google) and Opacus (Meta), over 18 settings.
 
   $ pip install opacus dp-accounting && python -m pytest crosschecks/test_accountant_against_peers.py
 
 Where a peer is wrong or loose, a test says so with its number: should the peer be repaired, that test fails.
 """
 import functools
-import itertools
 import math
 import warnings
 
@@ -19,8 +18,9 @@ google_rdp = pytest.importorskip("dp_accounting.rdp.rdp_privacy_accountant")
 google_pld = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")
 opacus_rdp = pytest.importorskip("opacus.accountants.analysis.rdp")
 
-GRID = [(q, sigma, steps, 1e-5) for q, sigma, steps in
-        itertools.product((0.001, 0.017, 0.2), (0.6, 1.2, 5.0), (1, 50, 2000))]
+# a Latin square of three rates, three noises and three lengths: each meets each of the others' once
+GRID = [((0.001, 0.017, 0.2)[i], (0.6, 1.2, 5.0)[j], (1, 50, 2000)[(i + j) % 3], 1e-5)
+        for i in range(3) for j in range(3)]
 OURS = [(0.034, 1.7, 93, 1e-5), (0.04, 1.5, 2250, 1e-5), (0.05, 20.0, 1000, 1e-6), (0.004, 0.8, 5000, 1e-7),
         (1.0, 1.0, 1, 1e-5), (1.0, 5.0, 50, 1e-6), (0.1, 0.4, 10, 1e-5), (0.5, 100.0, 10_000, 1e-6),
         (0.0005, 0.7, 100_000, 1e-6)]
@@ -72,14 +72,15 @@ def test_our_epsilon_is_opacus_but_for_the_grid_of_orders(setting):
 def test_our_tight_epsilon_is_googles(setting):
     """Both round to the safe side: either may be the higher, by as much as its cells are the coarser.
 
-    Ours is 0.1% higher for a tiny q over many steps, whose loss has a long thin tail that its window must hold.
+    Ours is 0.1% higher for a tiny q over many steps, whose loss has a long thin tail that its window must
+    hold.
     """
     mine = ours_tight(*setting)
     assert mine == pytest.approx(google_tight(*setting), rel=2e-3, abs=1e-7)
     assert mine < ours(*setting)
 
 
-@pytest.mark.parametrize("setting", SETTINGS[::6], ids=str)
+@pytest.mark.parametrize("setting", SETTINGS[::4], ids=str)
 def test_our_tight_epsilon_is_above_googles_lower_bound(setting):
     """dp_accounting's optimistic estimate rounds every loss down: below the truth, and so below ours."""
     q, sigma, steps, delta = setting

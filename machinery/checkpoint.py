@@ -24,7 +24,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from machinery import distributed
+from machinery import distributed, screen
 
 SAVE_EVERY = 25              # steps between checkpoints: what a crash can cost
 FINGERPRINTS = ("base", "private_images")                        # compared, never shown
@@ -251,6 +251,8 @@ class Run:
 
         All ranks must call it. A strip is drawn after the save: no step is shown, and then run again
         """
+        if self.rank == 0:
+            screen.tell_a_log(step, steps, f"epsilon_rdp={self.metrics[-1][1]:.3f}")
         peek = self.peek > 0 and step % self.peek == 0
         if peek or step % SAVE_EVERY == 0 or step == steps or self.stop.is_set():
             generators = distributed.states(self.secret)

@@ -1,9 +1,10 @@
-"""screen.py -- what a program says: one line when it fails, and no progress bar in a log file.
+"""screen.py -- what a program says: one line when it fails; in a log file ten lines of progress, and no bar.
 
   $ python -m machinery.screen | head -1     # its reader goes away; the work goes on
 """
 import argparse
 import contextlib
+import math
 import os
 import sys
 
@@ -90,6 +91,12 @@ def hide_bar(wanted: bool = True) -> bool | None:
     """tqdm's `disable`. True: no bar, as we or TQDM_DISABLE want it; None: a bar unless stderr is a file."""
     asked = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
     return True if asked or not wanted else None
+
+
+def tell_a_log(step: int, steps: int, figures: str) -> None:
+    """Where a log file hides the bar: a line of plain text after every tenth of the steps."""
+    if hide_bar() is None and not sys.stderr.isatty() and step % math.ceil(steps / 10) == 0:
+        print(f"step {step} of {steps}, {figures}", file=sys.stderr)
 
 
 if __name__ == "__main__":

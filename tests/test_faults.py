@@ -483,6 +483,24 @@ def test_a_bar_is_shown_unless_the_screen_is_a_file_or_somebody_asks(monkeypatch
     assert screen.hide_bar() is True
 
 
+@pytest.mark.parametrize("steps, lines", [(110, 10), (6, 6), (11, 5)])
+def test_a_log_file_is_told_of_every_tenth_of_the_steps_and_a_terminal_has_its_bar(steps, lines, monkeypatch,
+                                                                                   capsys):
+    def said():
+        for step in range(1, steps + 1):
+            screen.tell_a_log(step, steps, f"epsilon_rdp={step / 10:.3f}")
+        return capsys.readouterr().err.splitlines()
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    last = steps - steps % 2
+    in_a_file = said()
+    assert len(in_a_file) == lines and in_a_file[-1] == f"step {last} of {steps}, epsilon_rdp={last / 10:.3f}"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert not said(), "the bar is there"
+    monkeypatch.undo()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert not said(), "somebody asked for none"
+
+
 def test_what_ships_is_found_from_any_directory(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert unet.load("assets/base.pt").config["names"] == list("0123456789")

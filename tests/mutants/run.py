@@ -22,6 +22,7 @@ sys.dont_write_bytecode = True
 import pytest  # noqa: E402
 import scipy.integrate  # noqa: E402, F401  (imported here once, not in every fork)
 import scipy.optimize  # noqa: E402, F401
+import scipy.stats  # noqa: E402, F401
 import torch  # noqa: E402
 import torch.func  # noqa: E402
 import torchvision.utils  # noqa: E402, F401
@@ -98,6 +99,10 @@ def main() -> None:
     argument = (sys.argv + [""])[1]
     write, begin = argument == "--write", time.time()
     chosen = [m for m in MUTANTS if write or argument in m.name]
+    if not chosen:                                                       # without a theorem pytest runs all
+        print(f"run.py: no sabotage has {argument!r} in its name; they are in tests/mutants/mutants.py",
+              file=sys.stderr)
+        sys.exit(2)
     theorems = list(dict.fromkeys(m.killed_by for m in chosen))
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     torch.set_num_threads(1)
