@@ -23,6 +23,7 @@ import data
 from machinery import checkpoint, screen
 
 SIDE = 64                    # pixels: of the public photographs; smaller images are enlarged to it, and back
+LIMIT = 5.0                  # of latents, whose standard deviation is 1: a sampler goes no further
 
 
 class Block(nn.Module):

@@ -138,12 +138,12 @@ def predict_noise(model, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance
 @torch.no_grad()
 def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta: float = 1.0,
                 guidance: float = 0.0, generator: torch.Generator | None = None,
-                schedule: Schedule = LINEAR) -> Tensor:
+                schedule: Schedule = LINEAR, limit: float = 1.0) -> Tensor:
     """From noise to images in `steps` jumps; eta = 0: deterministic, 1: as random as DDPM.     [DDIM Eq. 12]
 
     Starts at t = T - 1, the noisiest level that training visits; the last jump goes to alpha_bar = 1 and adds
-    no noise.
-    Shapes: labels (n,) or None, shape = (n, C, H, W) -> (n, C, H, W) in [-1, 1]
+    no noise. limit: no image has values beyond it; pixels 1, latents autoencoder.LIMIT.
+    Shapes: labels (n,) or None, shape = (n, C, H, W) -> (n, C, H, W) in [-limit, limit]
     Errors: steps outside 1..T, eta or guidance < 0 -> ValueError
     """
     if not (0 <= eta < math.inf and 0 <= guidance < math.inf):
@@ -152,7 +152,7 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
     x = torch.randn(shape, device=device, generator=generator)
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1)         # the image it thinks it sees
+        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)     # the image it thinks it sees
         noise = (x - a**0.5 * x0) / (1 - a) ** 0.5                        # the noise that agrees with it
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5  # DDIM Eq. 16; 0 at the last step
         x = a_next**0.5 * x0 + max(1 - a_next - sigma**2, 0) ** 0.5 * noise
@@ -163,7 +163,8 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
 
 @torch.no_grad()
 def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, guidance: float = 0.0,
-               generator: torch.Generator | None = None, schedule: Schedule = LINEAR) -> Tensor:
+               generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
+               limit: float = 1.0) -> Tensor:
     """DDIM with eta = 0, but the image aimed for follows its trend since the last jump: second order, so that
     the error falls with the square of 1/steps.            [DPM-Solver++(2M), Lu et al. 2022, Alg. 2]
 
@@ -176,7 +177,7 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, guid
     seen, snr = None, None
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        last, seen = seen, ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-1, 1)
+        last, seen = seen, ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)
         last_snr, snr = snr, log_snr(a)
         aim = seen
         if last is not None and a_next < 1:                              # neither the first jump nor the last
@@ -201,9 +202,10 @@ def log_snr(a: float) -> float:
 
 
 def ddpm_sample(model, labels: Tensor | None, shape: tuple, guidance: float = 0.0,
-                generator: torch.Generator | None = None, schedule: Schedule = LINEAR) -> Tensor:
+                generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
+                limit: float = 1.0) -> Tensor:
     """All T steps with the posterior variance: DDIM, steps = T, eta = 1.    [DDPM Alg. 2; DDIM Sec. 4.1]"""
-    return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule)
+    return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule, limit)
 
 
 # -----------------------------------------------------------------------------

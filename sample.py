@@ -99,7 +99,9 @@ def generate(model: unet.UNet, labels: Tensor | None, shape: tuple, *, sampler: 
              network's last step leaves a few levels off: no eye sees it, but the FID network does.
     """
     device, images = next(model.parameters()).device, []
-    inner = shape[1:] if coder is None else autoencoder.latent_shape(coder, shape[1:])
+    inner, limit = shape[1:], 1.0
+    if coder is not None:
+        inner, limit = autoencoder.latent_shape(coder, shape[1:]), autoencoder.LIMIT
     if batch is None:
         batch = 128 if device.type == "cpu" else 1000        # 500 is 1.2 times slower on a CPU: its caches
     with tqdm(total=shape[0], desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
@@ -108,11 +110,11 @@ def generate(model: unet.UNet, labels: Tensor | None, shape: tuple, *, sampler: 
             part = None if labels is None else labels[start:start + size[0]].to(device)
             with unet.autocast(device):
                 if sampler == "dpm":
-                    x = ddpm.dpm_sample(model, part, size, steps, guidance, generator)
+                    x = ddpm.dpm_sample(model, part, size, steps, guidance, generator, limit=limit)
                 elif sampler == "ddpm":
-                    x = ddpm.ddpm_sample(model, part, size, guidance, generator)
+                    x = ddpm.ddpm_sample(model, part, size, guidance, generator, limit=limit)
                 else:
-                    x = ddpm.ddim_sample(model, part, size, steps, eta, guidance, generator)
+                    x = ddpm.ddim_sample(model, part, size, steps, eta, guidance, generator, limit=limit)
             x = data.to_uint8(x) if coder is None else autoencoder.to_images(coder, x, shape[1:])
             x = x.cpu()
             images.append(x.masked_fill(x <= floor, 0))

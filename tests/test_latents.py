@@ -8,6 +8,7 @@ import torch
 
 import autoencoder
 import data
+import ddpm
 import dpsgd
 import lora
 import sample
@@ -255,3 +256,23 @@ def test_a_truncated_or_missing_zip_is_refused_in_one_line(tmp_path):
         (tmp_path / "cells64.zip").write_bytes(content)
         with pytest.raises(ValueError, match="truncated or another file"):
             data.load("cells", data_dir=tmp_path)
+
+
+# --- what is drawn
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm"])
+def test_the_sampler_reaches_latents_beyond_1_as_no_pixel_is(sampler, monkeypatch):
+    """With the exact noise of one latent as the network, sampling ends at that latent, uncut."""
+    z = torch.linspace(-3, 3, 4 * 16 * 16).view(1, 4, 16, 16)
+
+    class Exact(torch.nn.Module):
+        classes, scale = None, torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t, labels):
+            a = ddpm.LINEAR.alpha_bar[t[0]]
+            return (x - a.sqrt() * z) / (1 - a).sqrt()
+    drawn = []
+    monkeypatch.setattr(autoencoder, "to_images", lambda coder, z, shape: drawn.append(z) or data.to_uint8(z))
+    coder = autoencoder.Autoencoder(channels=8, blocks=(1, 1))
+    sample.generate(Exact(), None, (1, 3, 64, 64), sampler=sampler, steps=20, coder=coder, quiet=True)
+    torch.testing.assert_close(drawn[0], z, rtol=1e-3, atol=1e-3)
