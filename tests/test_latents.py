@@ -1,4 +1,5 @@
 """Theorems about private runs in latent space: the guarantee is the one in pixels, E and D stay public."""
+import json
 import zipfile
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import accountant
 import autoencoder
 import data
 import ddpm
@@ -236,6 +238,16 @@ def test_a_typed_flag_comes_before_the_recipe_and_the_recipe_before_the_default(
 def test_every_recipe_is_made_of_settings_and_names_a_base_that_ships(name):
     s = train.Settings(**recipes.of(name))
     assert (ROOT / s.base).is_file()
+
+
+def test_the_colour_run_that_ships_opens_and_its_statement_holds():
+    folder = ROOT / "assets" / "cells-eps10"
+    model, coder, run = sample.open_run(folder)
+    assert run["classes"] == list(data.CELLS) and sample.image_shape(model, run) == (3, 64, 64)
+    assert (ROOT / run["base"]).stat().st_size <= 16e6
+    said = json.loads((folder / "privacy.json").read_text())
+    spent, _ = accountant.epsilon(said["q"], said["sigma"], said["steps"], said["delta"])
+    assert said["private"] and spent == pytest.approx(said["epsilon"]) and spent <= 10
 
 
 def test_the_cells_that_ship_are_as_many_as_declared_and_named():
