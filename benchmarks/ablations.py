@@ -178,7 +178,7 @@ def real_runner(device: torch.device) -> Callable:
         but_for_epsilon = cell | dict(epsilon=LAPTOP["epsilon"])
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= but_for_epsilon.items():
             with mock.patch.multiple(sample, STEPS=steps):
-                sample.class_strip(model, shape, None, None, strip(cell))          # the base point at this epsilon
+                sample.class_strip(model, shape, None, None, strip(cell))  # the base point
         images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
                                  generator=torch.Generator(device).manual_seed(cell["seed"]))
         net = classifiers.classifier("CNN", shape, classes).to(device)

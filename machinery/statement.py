@@ -34,7 +34,7 @@ NOT_COVERED = [
     "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
     "the network between ranks: clipped sums cross it before the noise is added",
     "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not cryptographic",
-    "what the public base learnt: the shipped ones saw drawings made by code, or ImageNet photographs",
+    "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs",
     "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
 ]
 

@@ -109,7 +109,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "the network between ranks: clipped sums cross it before the noise is added",
             "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
             "cryptographic",
-            "what the public base learnt: the shipped ones saw drawings made by code, or ImageNet photographs",
+            "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
         said = statement.after(public, 0.0 if public.seed is None else 5.0, 110)
