@@ -69,7 +69,8 @@ def try_writing(folder: Path) -> None:
     """Make `folder`; ValueError now rather than after an hour, if nothing can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()               # a name of its own: others may try, too
+        with tempfile.TemporaryFile(dir=folder) as f:            # a name of its own: others may try, too
+            f.write(b"a full disk still takes an empty file")
     except OSError as e:
         raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place "
                          f"for one") from None

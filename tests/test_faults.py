@@ -580,6 +580,12 @@ def test_a_file_that_cannot_be_written_is_an_os_error_and_leaves_the_old_one(wha
     assert snapshot(tmp_path) == before
 
 
+def test_a_disk_that_is_full_at_the_start_is_refused_before_any_work(tmp_path):
+    with FullDisk(0), pytest.raises(ValueError, match=f"cannot write in {tmp_path}"):
+        checkpoint.try_writing(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_programs_may_start_in_one_folder_at_the_same_moment(tmp_path):
     with ThreadPoolExecutor(4) as programs:                              # list() raises what one raised
         list(programs.map(lambda _: checkpoint.try_writing(tmp_path), range(2_000)))
