@@ -228,7 +228,7 @@ def draw(a: argparse.Namespace) -> None:
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())
-        if labels is not None and len(run.get("labels") or "12") > 1:    # one class is none
+        if labels is not None and len(run.get("labels") or range(model.classes)) > 1:    # one class is none
             arrays |= dict(labels=labels.numpy(), classes=np.array(named(model, run)))
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)

@@ -56,15 +56,16 @@ def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, decl
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
              f"          epsilon <= {s.epsilon:g} at delta = {s.delta:g}  ->  sigma = {sigma:.4f}; "
              f"C = {s.C:g}, K = {s.K}",
-             f"          base {s.base}: training {trained:,} of {total:,} weights, the noise on the mean "
-             f"gradient has norm {norm:.2f} C"]
+             f"          training {trained:,} of {total:,} weights: the noise on the mean gradient has norm "
+             f"{norm:.2f} C"]
     if s.epsilon == math.inf:
         lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline; its output may give away any "
                      "private image.")
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
                      "tests and teaching.")
-    lines.append(f"          {s.train}: {adapted} layers adapted, lr {s.lr:g}, draws {s.draws}; {where}")
+    lines.append(f"          {s.train} on {s.base}: {adapted} layers adapted, lr {s.lr:g}, draws {s.draws}; "
+                 f"{where}")
     if s.data not in data.KNOWN and declared:
         lines.append("          declared classes, and the base's: " + data.table(**declared))
     return "\n".join(lines)
