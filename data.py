@@ -38,7 +38,8 @@ GARMENTS = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
             "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CELLS = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
-NAMES = {"fashion-mnist": GARMENTS, "clothes": GARMENTS, "cifar10": CIFAR10, "cells": CELLS}   # else numbers
+NAMES = {"fashion-mnist": GARMENTS, "clothes": GARMENTS, "cifar10": CIFAR10, "cells": CELLS,
+         "smears": CELLS}                                                # else numbers
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -154,31 +154,32 @@ def train_only(model: nn.Module, what: str) -> int:
     return len(chosen)
 
 
-def new_classes(model: nn.Module, classes: int, start: str = "mean") -> None:
-    """Give `model` a table of `classes` private classes in place of its public ones; the null class stays.
+def new_classes(model: nn.Module, names: list[str], start: str = "own") -> None:
+    """Give `model` a table of the classes `names` in place of its own; the null class stays.
 
-    start "null": each private class begins as the null class; "mean": as the mean of all public classes; else
-    names of public classes, "bullfrog,sports car,...", one for each private class. All of that is public
-    knowledge: a start that looks at the private images, or counts them, would be a leak.
+    start "own": each begins as the public class of its name, or as the mean of all where there is none;
+    "mean" or "null": all as the mean, or as the null class; else names of public classes, "bullfrog,sports
+    car,...", one for each. All of that is public knowledge: a start that looks at the private images, or
+    counts them, would be a leak.
     Rows of public classes that no private image can have would get noise and no gradient: they are gone.
     Errors: a name that the base does not know, or another number of names than classes -> ValueError
     """
-    old = model.class_embedding.weight.detach()
-    if start == "null":
-        rows = old[-1:].expand(classes, -1)
-    elif start == "mean":
-        rows = old[:-1].mean(0, keepdim=True).expand(classes, -1)
+    old, known = model.class_embedding.weight.detach(), model.config.get("names") or []
+    mean, null = old[:-1].mean(0), old[-1]
+    if start in ("own", "mean", "null"):
+        row = {name: old[i] for i, name in enumerate(known)} if start == "own" else {}
+        rows = [row.get(name, null if start == "null" else mean) for name in names]
     else:
-        known, wanted = model.config.get("names") or [], [name.strip() for name in start.split(",")]
+        wanted = [name.strip() for name in start.split(",")]
         unknown = [name for name in wanted if name not in known]
-        if unknown or len(wanted) != classes:
-            raise ValueError(f"{len(wanted)} public classes ({start}) for {classes} private ones, unknown to "
-                             f"the base: {', '.join(unknown) or 'none'}; expected null, mean or one name of "
-                             f"the base's for each class")
-        rows = old[[known.index(name) for name in wanted]]
-    table = torch.cat([rows, old[-1:]])
+        if unknown or len(wanted) != len(names):
+            raise ValueError(f"{len(wanted)} public classes ({start}) for {len(names)} private ones, unknown "
+                             f"to the base: {', '.join(unknown) or 'none'}; expected own, mean, null or one "
+                             f"name of the base's for each class")
+        rows = [old[known.index(name)] for name in wanted]
+    table = torch.stack([*rows, null])
     model.class_embedding = nn.Embedding(*table.shape, _weight=table)
-    model.classes, model.config = classes, dict(model.config, classes=classes, names=None)
+    model.classes, model.config = len(names), dict(model.config, classes=len(names), names=None)
 
 
 def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

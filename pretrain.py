@@ -27,12 +27,14 @@ from tqdm import tqdm
 import autoencoder
 import data
 import ddpm
+import lora
 import sample
 import unet
-from drawings import clothes, glyphs
+from drawings import clothes, glyphs, smears
 from machinery import checkpoint, flags, screen
 
-DRAWN = {"glyphs": glyphs.draw, "clothes": clothes.draw}     # public images that code draws
+DRAWN = {"glyphs": glyphs.draw, "clothes": clothes.draw, "smears": smears.draw}    # public images by code
+POOL = 20_000                # drawings whose latents are made once; pixels are drawn anew at each step
 HELD_OUT = 20                # every 20th public photograph only measures
 SAVE_EVERY = 500             # steps between checkpoints
 EMA_DECAY = 0.999            # of the running average that is saved, per step
@@ -51,7 +53,7 @@ UNETS = {                    # shapes of unet.UNet
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: str = "glyphs"  # public images: glyphs, clothes (drawn by code), a data set's name or folder:PATH
+    data: str = "glyphs"           # public images: glyphs, clothes, smears (by code), a name or folder:PATH
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
     unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
@@ -157,11 +159,15 @@ def pretrain(s: Settings) -> None:
     draw = DRAWN.get(s.data)
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
     if draw:
-        images, classes = draw(1)
+        images, classes = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
+        draw = draw if coder is None else None
     else:
         images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels)
     if model.classes is not None:
-        model.config["names"] = data.class_names(s.data)
+        names = data.class_names(s.data)
+        if s.base and names and len(names) != model.classes:             # other classes: a table of their own
+            lora.new_classes(model, names)
+        model.config["names"] = names
     if coder is not None:
         coder.to(device)
         mirrored = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []

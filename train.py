@@ -47,7 +47,7 @@ class Settings:
     classes: str = ""            # declared names of folder: and npz:, with commas, or their number
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     base: str = "assets/base.pt"     # the public base model
-    start: str = "mean"          # of new classes on a base of photographs: null, mean, or its NAME,NAME,...
+    start: str = "own"           # of classes in colour: the base's of own name, mean, null or NAME,NAME,...
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf: no privacy, a baseline
     delta: float = 1e-5          # delta, a probability below 1/N
@@ -136,7 +136,7 @@ def finetune(s: Settings) -> None:
     base = unet.fingerprint(model, coder)                        # a name is not enough: files change
     declared = data.declared_classes(s.data, s.classes, model, own=coder is not None)
     if coder is not None:
-        lora.new_classes(model, len(declared["classes"]), s.start)
+        lora.new_classes(model, declared["classes"], s.start)
     adapted = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     model.to(device)
     trainable, frozen = lora.split(model)                        # all that private data can touch; the rest

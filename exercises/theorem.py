@@ -19,6 +19,7 @@ import pytest
 
 from grade import HERE, ROOT, load
 
+SECONDS = 600                            # the longest that the theorems of all bugs may run together
 BUGS = sorted(p.stem for p in (HERE / "bugs").glob("bug*.py"))
 
 
@@ -136,9 +137,16 @@ def run(bug: str, names: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def judge(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(fate, why) for each (bug, theorem), all in one fresh process: no bug can linger in this one."""
-    done = subprocess.run([sys.executable, __file__, "--json", *(word for pair in pairs for word in pair)],
-                          capture_output=True, text=True, cwd=ROOT)
+    """(fate, why) for each (bug, theorem), all in one fresh process: no bug can linger in this one.
+
+    Errors: it ends otherwise than by itself, or does not end -> RuntimeError with the end of what it said
+    """
+    command = [sys.executable, __file__, "--json", *(word for pair in pairs for word in pair)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=SECONDS)
+    except subprocess.TimeoutExpired as e:                   # pytest says where it stands
+        said = (e.stderr or b"")[-4000:].decode()
+        raise RuntimeError(f"theorem.py did not end within {SECONDS} s:\n{said}") from None
     if done.returncode:
         raise RuntimeError(f"theorem.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return [tuple(fate) for fate in json.loads(done.stdout.splitlines()[-1])]

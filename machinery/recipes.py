@@ -8,6 +8,7 @@ import data
 
 PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
 GARMENTS = dict(base="assets/base-clothes.pt")
+SMEARS = dict(base="assets/smears.pt")
 
 
 def of(name: str) -> dict:
@@ -18,7 +19,7 @@ def of(name: str) -> dict:
     if kind not in data.KNOWN or kind == "mnist":
         return {}
     if data.KNOWN[kind][1] == 3:
-        return dict(PHOTOS, out=f"runs/{kind}")
+        return dict(PHOTOS, **(SMEARS if kind == "cells" else {}), out=f"runs/{kind}")
     return dict(GARMENTS if kind == "fashion-mnist" else {}, out=f"runs/{kind}")
 
 

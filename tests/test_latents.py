@@ -59,7 +59,7 @@ def loaded(s: train.Settings):
     """What finetune has before its first step: (network, autoencoder, latents, labels)."""
     model, coder = unet.load_with_coder(Path(s.base))
     declared = data.declared_classes(s.data, s.classes, model, own=True)
-    lora.new_classes(model, 3, s.start)
+    lora.new_classes(model, declared["classes"], s.start)
     images, labels = train.private_images(s, model, coder, declared)
     return model, coder, autoencoder.to_latents(coder, images), labels
 
@@ -229,7 +229,7 @@ def test_a_typed_flag_comes_before_the_recipe_and_the_recipe_before_the_default(
     call(train.main)
     cells, mnist = seen
     recipe = recipes.of("cells")
-    assert cells.B == 77 != recipe["B"] and (cells.base, cells.out) == ("assets/photos.pt", "runs/cells")
+    assert cells.B == 77 != recipe["B"] and (cells.base, cells.out) == ("assets/smears.pt", "runs/cells")
     assert cells.steps == recipe["steps"] and cells.rank == mnist.rank == train.Settings().rank
     assert mnist == train.check(train.Settings())
 

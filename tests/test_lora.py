@@ -116,16 +116,16 @@ def test_an_adapter_of_another_network_or_none_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("start, first", [
-    ("null", lambda old: old[10]), ("mean", lambda old: old[:10].mean(0)),
-    ("seven,two,seven", lambda old: old[7])])
+    ("own", lambda old: [old[:10].mean(0), old[7], old[2]]), ("null", lambda old: [old[10]] * 3),
+    ("mean", lambda old: [old[:10].mean(0)] * 3), ("seven,two,seven", lambda old: [old[7], old[2], old[7]])])
 def test_private_classes_start_from_public_knowledge_and_the_null_class_stays(start, first):
     model = tiny_unet()
     model.config["names"] = "zero one two three four five six seven eight nine".split()
     old = model.class_embedding.weight.detach().clone()
-    lora.new_classes(model, 3, start)
+    lora.new_classes(model, ["eleven", "seven", "two"], start)
     table = model.class_embedding.weight.detach()
     assert model.classes == model.config["classes"] == 3 and len(table) == 4
-    torch.testing.assert_close(table[0], first(old))
+    torch.testing.assert_close(table[:3], torch.stack(first(old)))
     assert torch.equal(table[3], old[10]), "the null class has moved"
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([5, 500])
     null = torch.tensor([3, 3])                                          # label 3 is the null class now
@@ -137,7 +137,7 @@ def test_names_that_the_base_does_not_know_are_refused(start):
     model = tiny_unet()
     model.config["names"] = "zero one two three four five six seven eight nine".split()
     with pytest.raises(ValueError, match="public classes"):
-        lora.new_classes(model, 3, start)
+        lora.new_classes(model, ["a", "b", "c"], start)
 
 
 def test_only_the_private_rows_and_the_null_row_are_trained_and_the_adapter_loads_again(tmp_path):
@@ -146,7 +146,7 @@ def test_only_the_private_rows_and_the_null_row_are_trained_and_the_adapter_load
     However many classes were public.
     """
     model = tiny_unet()
-    lora.new_classes(model, 3)
+    lora.new_classes(model, ["a", "b", "c"])
     lora.inject(model, 2, 2.0)
     trainable, _ = lora.split(model)
     assert trainable["class_embedding.weight"].shape[0] == 4
@@ -155,7 +155,7 @@ def test_only_the_private_rows_and_the_null_row_are_trained_and_the_adapter_load
             p.normal_()
     lora.save(tmp_path, trainable, lora.describe("lora", 2, 2.0, True))
     again = tiny_unet()
-    lora.new_classes(again, 3)
+    lora.new_classes(again, ["a", "b", "c"])
     lora.load(again, tmp_path)
     x, t, labels = torch.randn(4, 1, 8, 8), torch.arange(4) * 200, torch.arange(4)
     assert torch.equal(again(x, t, labels), model(x, t, labels))

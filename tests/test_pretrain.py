@@ -21,7 +21,7 @@ def test_pretraining_makes_a_base_that_loads(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["base.pt"]
 
 
-@pytest.mark.parametrize("drawn", pretrain.DRAWN)
+@pytest.mark.parametrize("drawn", ["glyphs", "clothes"])
 def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path):
     """Two steps of a vanishing rate leave the given weights where they were.
 
@@ -63,7 +63,7 @@ def test_an_interrupted_run_leaves_no_base_and_resumes_to_the_same_bytes(tmp_pat
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path):
+def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monkeypatch):
     make_folder(tmp_path / "photos")
     how = dict(data=f"folder:{tmp_path / 'photos'}", size=16, crop=8, batch=2)
     pretrain.train_autoencoder(settings(tmp_path, out=str(tmp_path / "autoencoder.pt"), **how))
@@ -76,3 +76,10 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path):
     images, _ = data.load(how["data"], "train", None, 16)
     assert unet.load(tmp_path / "base.pt").config["image_channels"] == 4
     assert autoencoder.to_latents(bundled, images).std().item() == pytest.approx(1, abs=0.2)
+
+    # smears, drawn once, as latents: other classes, so a table of their own
+    monkeypatch.setattr(pretrain, "POOL", 8)
+    pretrain.pretrain(settings(tmp_path, base=str(tmp_path / "base.pt"), data="smears",
+                               out=str(tmp_path / "cells.pt")))
+    on, _ = unet.load_with_coder(tmp_path / "cells.pt")
+    assert on.classes == 8 and on.config["names"] == list(data.CELLS)

@@ -10,13 +10,13 @@ from conftest import ROOT
 FILES = {p.stem: p for folder in (".", "machinery", "drawings") for p in ROOT.glob(f"{folder}/*.py")}
 ALLOWED = {                                                              # file -> those of ours it may import
     "screen": set(), "distributed": set(), "draws": set(), "folders": set(), "inception": set(),
-    "glyphs": set(), "clothes": set(), "flags": {"screen"}, "checkpoint": {"distributed", "screen"},
+    "glyphs": set(), "clothes": set(), "smears": set(), "flags": {"screen"}, "checkpoint": {"distributed", "screen"},
     "data": {"folders"}, "autoencoder": {"checkpoint", "data", "screen"}, "recipes": {"data"},
     "unet": {"autoencoder", "checkpoint", "data"}, "ddpm": set(), "lora": {"checkpoint"},
     "dpsgd": {"distributed"}, "accountant": {"screen"}, "pld": {"accountant", "screen"},
     "sample": {"autoencoder", "checkpoint", "data", "ddpm", "lora", "screen", "unet"},
     "statement": {"accountant", "checkpoint", "data", "dpsgd", "lora", "pld", "sample", "unet"},
-    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "flags", "glyphs", "sample",
+    "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "flags", "glyphs", "lora", "sample",
                  "screen", "unet"},
     "train": {"accountant", "autoencoder", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws",
               "flags", "lora", "pld", "recipes", "sample", "screen", "statement", "unet"},
