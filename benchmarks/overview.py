@@ -1,9 +1,10 @@
-"""overview.py -- the README's picture: public base | private model | real images.
+"""overview.py -- the pictures of README and docs/colour.md: public base | private model | real images.
 
 Both models draw from the same noise with the same sampler. The real images are the first test images of each
 class: they were not trained on, and nothing is chosen by eye.
 
   $ python benchmarks/overview.py --data-dir datasets      # assets/overview.png; reads datasets/FashionMNIST/
+  $ python benchmarks/overview.py --colour                 # assets/cells.png
 """
 import argparse
 import sys
@@ -21,50 +22,56 @@ import sample  # noqa: E402
 
 ROWS = 4                                                         # images a class
 SCALE, GAP, HEAD = 2, 24, 44                                     # zoom; pixels: between panels, title
-TITLES = ("public base: drawings by code", "private model, epsilon = 10", "real test images")
+GREY = [("mnist", "mnist-eps10"), ("fashion-mnist", "fashion-eps10")]    # data set, run in assets/
+COLOUR = [("cells", "cells-eps10")]
 
 
 def drawn(run: Path, public: bool) -> Tensor:
-    """ROWS images of each of the ten classes, a column a class: (10 ROWS, 1, 28, 28) uint8."""
-    model = sample.load_run(run, public)
-    labels = torch.arange(10).repeat(ROWS)
-    shape = (len(labels), 1, 28, 28)
-    same_noise = torch.Generator().manual_seed(0)
-    return sample.generate(model, labels, shape, guidance=0.5, floor=8, generator=same_noise, quiet=True)
+    """ROWS images of each class, a column a class: (ROWS classes, C, H, W) uint8."""
+    model, coder, config = sample.open_run(run, public)
+    labels = torch.tensor(config["labels"] if coder else range(10)).repeat(ROWS)
+    shape, same_noise = (len(labels), *sample.image_shape(model, config)), torch.Generator().manual_seed(0)
+    return sample.generate(model, labels, shape, guidance=0.5, floor=0 if coder else 8, generator=same_noise,
+                           quiet=True, coder=coder)
 
 
 def real(name: str, data_dir: str | None) -> Tensor:
     """The first ROWS test images of each class, in the layout of `drawn`."""
     images, labels = data.load(name, "test", data_dir)
-    first = torch.stack([(labels == c).nonzero()[:ROWS, 0] for c in range(10)])      # (10, ROWS)
+    first = torch.stack([(labels == c).nonzero()[:ROWS, 0] for c in labels.unique()])    # (classes, ROWS)
     return images[first.T.flatten()]
 
 
-def panel(images: Tensor) -> Image.Image:
-    grid = make_grid(images, nrow=10, padding=1, pad_value=70)                       # (3, H, W)
+def panel(images: Tensor, zoom: int) -> Image.Image:
+    grid = make_grid(images, nrow=len(images) // ROWS, padding=1, pad_value=70)          # (3, H, W)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.LANCZOS)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data-dir", default="datasets", help="the folder that holds Fashion-MNIST, or gets it")
+    p.add_argument("--colour", action="store_true", help="the picture of docs/colour.md")
     a = p.parse_args()
-    rows = []
-    for name, data_dir in (("mnist", None), ("fashion-mnist", a.data_dir)):
-        folder = ROOT / "assets" / f"{name.removesuffix('-mnist')}-eps10"
-        rows.append([panel(drawn(folder, True)), panel(drawn(folder, False)), panel(real(name, data_dir))])
+    zoom, rows = 1 if a.colour else SCALE, []
+    for name, run in COLOUR if a.colour else GREY:
+        folder, data_dir = ROOT / "assets" / run, a.data_dir if name == "fashion-mnist" else None
+        sides = (drawn(folder, True), drawn(folder, False), real(name, data_dir))
+        rows.append([panel(images, zoom) for images in sides])
 
     width, height = rows[0][0].size
-    sheet = Image.new("L", (3 * width + 2 * GAP, HEAD + 2 * height + GAP), 255)
+    size = (3 * width + 2 * GAP, HEAD + len(rows) * (height + GAP) - GAP)
+    sheet = Image.new("RGB" if a.colour else "L", size, "white")
     write, font = ImageDraw.Draw(sheet), ImageFont.load_default(30)
-    for column, title in enumerate(TITLES):
+    titles = ("public base: drawings by code", "private model, epsilon = 10", "real test images")
+    for column, title in enumerate(titles):
         left = column * (width + GAP)
         write.text((left + width // 2, HEAD // 2 - 2), title, 0, font, anchor="mm")
-        for row in range(2):
+        for row in range(len(rows)):
             sheet.paste(rows[row][column], (left, HEAD + row * (height + GAP)))
-    sheet.save(ROOT / "assets" / "overview.png", optimize=True)
-    print(f"wrote assets/overview.png, {sheet.width} x {sheet.height} pixels")
+    out = ROOT / "assets" / ("cells.png" if a.colour else "overview.png")
+    sheet.save(out, optimize=True)
+    print(f"wrote {out.relative_to(ROOT)}, {sheet.width} x {sheet.height} pixels")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def test_the_readmes_figures_are_the_codes():
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     assert f"{base:,} weights" in BASE
     with torch.device("meta"):
-        for network in (unet.UNet(**pretrain.UNETS["photos"]), autoencoder.Autoencoder()):
+        photos, smears = (unet.UNet(**dict(pretrain.UNETS["photos"], classes=n)) for n in (202, 8))
+        for network in (photos, smears, autoencoder.Autoencoder()):
             assert f"{sum(p.numel() for p in network.parameters()):,}" in BASE
     for figure in (f"training {trained:,} of", f"sigma = {sigma:.4f}; C = {s.C:g}, K = {s.K}",
                    f"B = {s.B:,}, q = B/N = {s.B / s.N:.5f}, T = {s.steps} steps", "479,232"):
