@@ -12,6 +12,8 @@ from torch.func import functional_call
 import ddpm
 import dpsgd
 import lora
+import sample
+from conftest import ROOT
 
 path = Path(__file__).parent.parent / "tests" / "conftest.py"
 spec = importlib.util.spec_from_file_location("helpers", path)
@@ -35,6 +37,15 @@ def test_peft_reads_our_adapter_and_computes_the_same(saved):
     theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder))
     x, labels, t, _ = helpers.examples(3, K=1)
     torch.testing.assert_close(theirs(x, t[:, 0], labels), ours(x, t[:, 0], labels), atol=1e-5, rtol=1e-3)
+
+
+def test_peft_reads_the_adapter_of_latents_that_ships():
+    """On the public base with the private classes' own table, as sample.py makes it."""
+    folder = ROOT / "assets" / "cells-eps10"
+    ours, _, _ = sample.open_run(folder)
+    theirs = PeftModel.from_pretrained(sample.load_run(folder, public=True), str(folder))
+    z, t, labels = torch.randn(4, 4, 16, 16), torch.tensor([1, 300, 600, 999]), torch.tensor([0, 3, 7, 8])
+    torch.testing.assert_close(theirs(z, t, labels), ours(z, t, labels), atol=1e-4, rtol=1e-3)
 
 
 def test_opacus_hooks_give_our_clipped_sum(saved):
