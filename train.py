@@ -41,13 +41,13 @@ BOUND = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Public constants, each a flag, none computed from private images. Other data's: machinery/recipes.py"""
+    """Public constants, each a flag, none computed from private images. By --data: machinery/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
     data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
     classes: str = ""            # declared names of folder: and npz:, with commas, or their number
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     base: str = "assets/base.pt"     # the public base model
-    start: str = "own"           # of classes in colour: the base's of own name, mean, null or NAME,NAME,...
+    start: str = "own"           # colour's class rows: own (the base's of that name), mean, null, NAMES
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf: no privacy, a baseline
     delta: float = 1e-5          # delta, a probability below 1/N
@@ -94,8 +94,8 @@ def check(s: Settings) -> Settings:
     return s
 
 
-def noised(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int | None, s) -> tuple:
-    """(x0, labels, t, noise): a lot's images and K draws of each, functions of (key, step, the image) alone.
+def with_draws(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int | None, s) -> tuple:
+    """(x0, labels, t, noise): a lot's images, clean, and K draws of each, from (key, step, image) alone.
 
     So one image moves the sum by at most C even for someone who knows all draws: they need not be secret.
     Shapes: images (n, C, H, W), labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
@@ -106,20 +106,20 @@ def noised(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int 
     return data.to_float(images), labels, ddpm.t_of(u, ddpm.DRAWS[s.draws][0]), noise
 
 
-def private_gradients(model: unet.UNet, frozen: dict, s: Settings):
-    """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, for dpsgd.private_gradient."""
+def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
+    """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, not yet clipped or noised."""
     def losses(params, x0, labels, t, noise):                            # (n,): mean of K draws
         def network(*args):
             return functional_call(model, (params, frozen), args)
         with unet.autocast(x0.device):
             return ddpm.loss(network, x0, labels, t, noise, weighting=ddpm.DRAWS[s.draws][1])
     if s.train in lora.TARGETS:
-        return functools.partial(dpsgd.per_sample_grads_by_copies, losses)
+        return functools.partial(dpsgd.per_sample_grads_by_copies, losses)   # one backward pass: faster
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
 def private_images(s: Settings, model: unet.UNet, coder, declared: dict) -> tuple[Tensor, Tensor]:
-    """The private images and their labels, in the base's numbers."""
+    """The private images and their labels, numbered as the network's classes."""
     channels = (coder or model).config["image_channels"]
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"), channels)
     images, labels = data.in_places(images, labels, declared.get("labels"))
@@ -162,17 +162,17 @@ def finetune(s: Settings) -> None:
     strip = functools.partial(sample.class_strip, model, shape, declared.get("labels"), coder)
     run = checkpoint.Run(s.out, mechanism, trainable, average, optimizer, secret, key, rank, s.peek, strip)
     run.begin(s.resume)
-    per_sample = private_gradients(model, frozen, s)
+    per_sample = per_image_gradients(model, frozen, s)
     bar = tqdm(range(run.done + 1, s.steps + 1), initial=run.done, total=s.steps, desc="private",
                disable=screen.hide_bar(rank == 0))
 
     for step in bar:
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)    # (i)   random size, 0 is legal
-        examples = noised(images[lot], labels[lot], key, step, model.classes, s)    # K draws of (t, noise)
-        gradient = dpsgd.private_gradient(                               # (ii)  one gradient per image,
-            per_sample, trainable, examples,                             # (iii) clipped to C, summed,
-            C=s.C, sigma=sigma, B=s.B, generator=secret,                 # (iv)  + noise once,
-            chunk=max(1, s.chunk // s.K))                                # (v)   / B
+        examples = with_draws(images[lot], labels[lot], key, step, model.classes, s)  # K draws each
+        gradient = dpsgd.private_gradient(
+            per_sample, trainable, examples,                             # (ii)  one gradient per image,
+            C=s.C, chunk=max(1, s.chunk // s.K),                         # (iii) clipped to C, summed,
+            sigma=sigma, generator=secret, B=s.B)                        # (iv)  + noise once, (v) / B
         for name, p in trainable.items():
             p.grad = gradient[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)

@@ -46,7 +46,7 @@ def panel(i: int, title: str, below: list[str], inside: list[str]) -> str:
 
 
 def main() -> None:
-    g = torch.Generator().manual_seed(192)
+    g = torch.Generator().manual_seed(268)
     x = torch.randn(N, 2, generator=g)
     y = x @ torch.tensor([1.2, 0.7]) + 0.3 * torch.randn(N, generator=g)
     w = {"w": torch.zeros(2)}

@@ -222,8 +222,8 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     trainable, frozen = lora.split(model.to(device))
     key, s = torch.tensor(0, device=device), train.Settings(K=1)
     pick = torch.randperm(resident)[:lot].to(device)
-    examples = train.noised(images[pick], labels[pick], key, 1, model.classes, s)
-    per_sample = train.private_gradients(model, frozen, s)
+    examples = train.with_draws(images[pick], labels[pick], key, 1, model.classes, s)
+    per_sample = train.per_image_gradients(model, frozen, s)
     dpsgd.private_gradient(per_sample, trainable, examples, C=0.01, sigma=1.0, B=lot,
                            generator=dpsgd.os_generator(), chunk=chunk)
     if device.type == "cuda":

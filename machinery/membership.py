@@ -32,11 +32,11 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     model = unet.load(Path(s.base))
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     trainable, frozen = lora.split(model)
-    gradients, key = train.private_gradients(model, frozen, s), torch.tensor(seed)
+    gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
     secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
     for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
         lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
-        examples = train.noised(pictures[lot], labels[lot], key, step, model.classes, s)
+        examples = train.with_draws(pictures[lot], labels[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
                                        generator=secret)
         for name, p in trainable.items():

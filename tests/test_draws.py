@@ -40,8 +40,8 @@ def test_outputs_are_splitmix64():
 def test_an_images_draws_do_not_depend_on_who_else_is_in_the_lot_or_where_it_stands(lot, monkeypatch):
     monkeypatch.setattr(train, "DROP", 0.5)
     s, images, labels = train.Settings(K=3), pictures(8), torch.arange(8)
-    alone = train.noised(images[3:4], labels[3:4], KEY, 5, 10, s)
-    together = train.noised(images[lot], labels[lot], KEY, 5, 10, s)
+    alone = train.with_draws(images[3:4], labels[3:4], KEY, 5, 10, s)
+    together = train.with_draws(images[lot], labels[lot], KEY, 5, 10, s)
     for mine, everybodys in zip(alone, together):
         assert torch.equal(mine[0], everybodys[lot.index(3)])
 
@@ -79,7 +79,7 @@ def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_n
 
 def test_a_label_is_dropped_image_by_image_at_the_declared_rate():
     zeros, s = torch.zeros(4000, dtype=torch.int64), train.Settings()
-    labels = train.noised(pictures(4000), zeros, KEY, 1, 10, s)[1]
+    labels = train.with_draws(pictures(4000), zeros, KEY, 1, 10, s)[1]
     assert set(labels.tolist()) == {0, 10}
     assert abs((labels == 10).float().mean() - train.DROP) < 5 * (0.09 / 4000) ** 0.5
 
@@ -88,5 +88,5 @@ def test_a_label_is_dropped_image_by_image_at_the_declared_rate():
 def test_t_is_made_of_the_images_own_uniforms_as_declared(how, timesteps):
     s, images = train.Settings(K=2, draws=how), pictures(50)
     u = draws.t_noise_and_drop(draws.streams(KEY, 1, images), 2, (1, 4, 4))[0]
-    t = train.noised(images, torch.zeros(50, dtype=torch.int64), KEY, 1, 10, s)[2]
+    t = train.with_draws(images, torch.zeros(50, dtype=torch.int64), KEY, 1, 10, s)[2]
     assert torch.equal(t, ddpm.t_of(u, timesteps))

@@ -327,7 +327,7 @@ def test_the_right_theorem_that_never_runs_the_bug_is_told_so(fates):
     bug, name = "bug01_multiplicity", "test_adding_one_image_moves_the_sum_by_at_most_C"
     status, message = theorem.verdict(bug, name, *fates[bug, name])
     assert status == "wrong" and "SURVIVES" not in message, message
-    assert "never runs train.private_gradients" in message and "whole step" in message, message
+    assert "never runs train.per_image_gradients" in message and "whole step" in message, message
 
 
 def test_a_crash_is_not_a_catch():

@@ -77,10 +77,10 @@ def test_one_image_moves_a_step_on_latents_by_at_most_C(K, extreme):
     trainable, frozen = lora.split(model)
     for p in trainable.values():
         torch.nn.init.normal_(p, std=0.1)
-    per_sample, key = train.private_gradients(model, frozen, s), draws.new_key(3)
+    per_sample, key = train.per_image_gradients(model, frozen, s), draws.new_key(3)
 
     def step(members):
-        examples = train.noised(latents[members], labels[members], key, 1, model.classes, s)
+        examples = train.with_draws(latents[members], labels[members], key, 1, model.classes, s)
         return dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0.0, B=1, chunk=4,
                                       generator=torch.Generator())
     with_it, without = step(torch.arange(9)), step(torch.arange(1, 9))

@@ -73,8 +73,8 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
     s = train.Settings(K=K, train=what)
 
     def step(first):
-        examples = train.noised(images[first:], labels[first:], torch.tensor(3), 1, model.classes, s)
-        per_sample = train.private_gradients(model, frozen, s)
+        examples = train.with_draws(images[first:], labels[first:], torch.tensor(3), 1, model.classes, s)
+        per_sample = train.per_image_gradients(model, frozen, s)
         return flat(dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0, B=B, chunk=chunk))
     moved = (step(0) - step(1)).norm().item() * B / C
     assert 0.99 < moved < 1.001, f"one image moved the sum by {moved:.3f} C"

@@ -17,7 +17,7 @@ ALLOWED = {                                                              # file 
     "sample": {"autoencoder", "checkpoint", "data", "ddpm", "lora", "screen", "unet"},
     "statement": {"accountant", "checkpoint", "data", "dpsgd", "lora", "pld", "sample", "unet"},
     "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "flags", "glyphs", "lora", "sample",
-                 "screen", "unet"},
+                 "screen", "smears", "unet"},
     "train": {"accountant", "autoencoder", "checkpoint", "data", "ddpm", "distributed", "dpsgd", "draws",
               "flags", "lora", "pld", "recipes", "sample", "screen", "statement", "unet"},
     "classifiers": {"checkpoint", "data", "folders", "screen", "unet"},

@@ -193,8 +193,8 @@ def test_every_image_has_one_gradient_whatever_K(K):
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
     s, images = train.Settings(K=K), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    lot = train.noised(images, torch.tensor([1, 2, 3]), torch.tensor(0), 1, model.classes, s)
-    gradients = train.private_gradients(model, frozen, s)(trainable, *lot)
+    lot = train.with_draws(images, torch.tensor([1, 2, 3]), torch.tensor(0), 1, model.classes, s)
+    gradients = train.per_image_gradients(model, frozen, s)(trainable, *lot)
     assert all(g.shape == (3, *trainable[name].shape) for name, g in gradients.items())
 
 
@@ -205,7 +205,7 @@ def test_private_gradients_weight_t_as_declared(how, weighting, monkeypatch):
     model = tiny_unet()
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
-    train.private_gradients(model, frozen, train.Settings(draws=how))(trainable, *examples(3, K=2))
+    train.per_image_gradients(model, frozen, train.Settings(draws=how))(trainable, *examples(3, K=2))
     assert seen == [dict(weighting=weighting)]
 
 

@@ -1,11 +1,11 @@
 """bug01 -- noise multiplicity: every image is seen K times, in one batch that is K times as long."""
 import train
 
-STANDS_IN_FOR = "train.private_gradients"
-gradients_of = train.private_gradients                                   # the repository's
+STANDS_IN_FOR = "train.per_image_gradients"
+gradients_of = train.per_image_gradients                                   # the repository's
 
 
-def private_gradients(model, frozen, s):
+def per_image_gradients(model, frozen, s):
     """per_sample(trainable, x0, labels, t, noise) -> gradients, ready for dpsgd.private_gradient."""
     of_rows = gradients_of(model, frozen, s)
 
