@@ -239,15 +239,18 @@ def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
 
 
 def read_run(path: str) -> tuple[float, float, int]:
-    """(q, sigma, steps) of a privacy.json.   Errors: anything else -> ValueError"""
+    """(q, sigma, steps) of a privacy.json.   Errors: anything else, or a run without privacy -> ValueError"""
     try:
         with open(path) as f:
             facts = json.load(f)
-        run = facts["q"], facts["sigma"], facts["steps"]
+        run, private = (facts["q"], facts["sigma"], facts["steps"]), facts["private"]
         composed_epsilon([run], 1e-5)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one that "
                          f"train.py wrote") from None
+    if not private:
+        raise ValueError(f"{path} is of a run without privacy (--seed or --epsilon inf): no epsilon covers "
+                         f"it, nor other runs together with it")
     return run
 
 

@@ -11,6 +11,7 @@ and then frozen. ddpm.py, dpsgd.py and the private loop work on z exactly as on 
   $ python autoencoder.py     # originals above reconstructions, and the size of both: runs/autoencoder.png
 """
 import math
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -37,17 +38,6 @@ class Block(nn.Module):
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
-
-
-class Upsample(nn.Module):
-    """Twice the side: every pixel four times, then a convolution. (n, c_in, h, w) -> (n, c_out, 2h, 2w)."""
-
-    def __init__(self, c_in: int, c_out: int):
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Autoencoder(nn.Module):
@@ -80,7 +70,8 @@ class Autoencoder(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             up += [Block(width) for _ in range(blocks[level] + 1)]
             if level > 0:
-                up.append(Upsample(width, widths[level - 1]))
+                conv = nn.Conv2d(width, widths[level - 1], 3, padding=1)
+                up.append(nn.Sequential(OrderedDict(twice=nn.Upsample(scale_factor=2.0), conv=conv)))
         up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels * patch**2, 3, padding=1),
                nn.PixelShuffle(patch)]
         self.decoder = nn.Sequential(*up)

@@ -27,7 +27,8 @@ ASSETS = ROOT / "assets"
 #
 # name -> (declared training size N, channels, side, classes), all from the data sets' own publications:
 # these are public constants, the privacy plan never counts the private images. (CelebA: no classes; its side
-# is after resizing.)
+# is after resizing. Cells: 17,092 less 17 exact copies, less a sixth to test on; counted, as on public data
+# one may.)
 
 KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "kmnist": (60_000, 1, 28, 10),
          "emnist-letters": (124_800, 1, 28, 26), "cells": (14_232, 3, 64, 8), "cifar10": (50_000, 3, 32, 10),

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from tqdm import tqdm
 
 import accountant
@@ -94,13 +93,13 @@ def check(s: Settings) -> Settings:
     return s
 
 
-def with_draws(images: Tensor, labels: Tensor, key: Tensor, step: int, classes: int | None, s) -> tuple:
+def with_draws(images: Tensor, labels: Tensor, names: Tensor, key: Tensor, step: int, classes, s) -> tuple:
     """(x0, labels, t, noise): a lot's images, clean, and K draws of each, from (key, step, image) alone.
 
     So one image moves the sum by at most C even for someone who knows all draws: they need not be secret.
-    Shapes: images (n, C, H, W), labels (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
+    Shapes: images (n, C, H, W), labels, names (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
     """
-    u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, images), s.K, images.shape[1:])
+    u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, names), s.K, images.shape[1:])
     if classes is not None:
         labels = labels.masked_fill(drop < DROP, classes)                # the null class, for guidance
     return data.to_float(images), labels, ddpm.t_of(u, ddpm.DRAWS[s.draws][0]), noise
@@ -110,7 +109,7 @@ def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
     """per_sample(trainable, x0, labels, t, noise) -> one gradient per image, not yet clipped or noised."""
     def losses(params, x0, labels, t, noise):                            # (n,): mean of K draws
         def network(*args):
-            return functional_call(model, (params, frozen), args)
+            return torch.func.functional_call(model, (params, frozen), args)
         with unet.autocast(x0.device):
             return ddpm.loss(network, x0, labels, t, noise, weighting=ddpm.DRAWS[s.draws][1])
     if s.train in lora.TARGETS:
@@ -151,7 +150,8 @@ def finetune(s: Settings) -> None:
     shape = tuple(images.shape[1:])
     mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
                      base=base, private_images=checkpoint.fingerprint(images, labels))
-    images, labels = images[rank::ranks].to(device), labels[rank::ranks].to(device)    # this rank's own share
+    names = draws.names(images)                                  # whose draws: of an image's own bytes
+    images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))  # this rank's share
     if coder is not None:
         images = autoencoder.to_latents(coder.to(device), images)    # once: E reads one image alone
 
@@ -168,7 +168,7 @@ def finetune(s: Settings) -> None:
 
     for step in bar:
         lot = dpsgd.poisson_sample(len(images), q, secret).to(device)    # (i)   random size, 0 is legal
-        examples = with_draws(images[lot], labels[lot], key, step, model.classes, s)  # K draws each
+        examples = with_draws(images[lot], labels[lot], names[lot], key, step, model.classes, s)
         gradient = dpsgd.private_gradient(
             per_sample, trainable, examples,                             # (ii)  one gradient per image,
             C=s.C, chunk=max(1, s.chunk // s.K),                         # (iii) clipped to C, summed,

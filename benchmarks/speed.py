@@ -38,6 +38,7 @@ import sample  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
 from drawings import glyphs  # noqa: E402
+from machinery import draws  # noqa: E402
 
 # dense bfloat16 operations a second (NVIDIA's data sheets)
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
@@ -222,7 +223,8 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     trainable, frozen = lora.split(model.to(device))
     key, s = torch.tensor(0, device=device), train.Settings(K=1)
     pick = torch.randperm(resident)[:lot].to(device)
-    examples = train.with_draws(images[pick], labels[pick], key, 1, model.classes, s)
+    names = draws.names(images[pick])
+    examples = train.with_draws(images[pick], labels[pick], names, key, 1, model.classes, s)
     per_sample = train.per_image_gradients(model, frozen, s)
     dpsgd.private_gradient(per_sample, trainable, examples, C=0.01, sigma=1.0, B=lot,
                            generator=dpsgd.os_generator(), chunk=chunk)

@@ -4,7 +4,7 @@ Why: t, the diffusion noise and the dropped labels are not the privacy noise and
 after another for a lot, though, an image that joins gives everybody behind it other numbers, and to an
 attacker who knows them it moves the sum by many C. Here nobody else's numbers change: given ALL of them, one
 image still moves the sum by at most C. An image is named by its bytes: its place in the data would change
-when an image before it is taken out.
+when an image before it is taken out, and a latent is the same only up to rounding.
 
     output k of the stream with seed s is  mix(s + k gamma), k = 1, 2, ..   [SplitMix64, Steele et al. 2014]
 
@@ -37,16 +37,19 @@ def new_key(seed: int | None = None) -> Tensor:
     return torch.tensor(int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed)
 
 
-def streams(key: Tensor, step: int, images: Tensor) -> Tensor:
-    """(n,) int64: the seed of each image's own stream in this step.
+def names(images: Tensor) -> Tensor:
+    """(n,) int64: a number for each image; entry i is a function of the bytes of image i alone.
 
-    Shapes:    key: one int64; images (n, C, H, W), of any type
-    Guarantee: entry i is a function of key, step and the bytes of image i alone
+    images: (n, C, H, W) as they were read, uint8 (or of any type): whole numbers, exact on every device
     """
-    content = images.flatten(1).view(torch.uint8).long()                 # (n, bytes)
+    content = images.flatten(1).view(torch.uint8)                        # (n, bytes)
     weights = mix(GAMMA * torch.arange(1, content.shape[1] + 1, device=images.device))
-    name = (content * weights).sum(1)
-    return mix(mix(mix(key) + step) + name)
+    return torch.cat([(part.long() * weights).sum(1) for part in content.split(1000)])
+
+
+def streams(key: Tensor, step: int, names: Tensor) -> Tensor:
+    """(n,) int64: the seed of each image's own stream in this step, a function of key, step and its name."""
+    return mix(mix(mix(key) + step) + names)
 
 
 def outputs(seeds: Tensor, first: int, count: int) -> Tensor:
@@ -88,10 +91,11 @@ if __name__ == "__main__":
     words = outputs(torch.tensor([1234567]), 0, 3)[0].tolist()
     print("SplitMix64 of 1234567:", ", ".join(str(word % 2**64) for word in words))
     images, key = torch.randint(256, (512, 1, 28, 28), dtype=torch.uint8), torch.tensor(5)
+    seeds = streams(key, 1, names(images))
     for name, lot in (("whole lot", images), ("without the first", images[1:])):
-        u, noise, drop = t_noise_and_drop(streams(key, 1, lot), 2, (1, 28, 28))
+        u, noise, drop = t_noise_and_drop(streams(key, 1, names(lot)), 2, (1, 28, 28))
         print(f"{name:<18} the last image's u {u[-1].tolist()}, noise {noise[-1, 0, 0, 0, :3].tolist()} ..")
-    for name, draw in (("these draws", lambda: t_noise_and_drop(streams(key, 1, images), 2, (1, 28, 28))),
+    for name, draw in (("these draws", lambda: t_noise_and_drop(seeds, 2, (1, 28, 28))),
                        ("torch.randn", lambda: torch.randn(512, 2, 1, 28, 28))):
         start = time.time()
         for _ in range(10):

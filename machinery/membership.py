@@ -21,7 +21,7 @@ import dpsgd
 import lora
 import train
 import unet
-from machinery import screen
+from machinery import draws, screen
 
 MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3, epsilon=1.0)    # by heart
 
@@ -33,10 +33,11 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     trainable, frozen = lora.split(model)
     gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
+    names = draws.names(pictures)
     secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
     for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
         lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
-        examples = train.with_draws(pictures[lot], labels[lot], key, step, model.classes, s)
+        examples = train.with_draws(pictures[lot], labels[lot], names[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
                                        generator=secret)
         for name, p in trainable.items():

@@ -22,6 +22,7 @@ import sample
 import unet
 from machinery import checkpoint, pld
 
+CURATORS = ("chunk", "device", "resume", "peek")     # how a run went may tell how large its lots were
 COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
 NOISE = "float64 normals, added in float64, rounded once"
 NOT_COVERED = [
@@ -30,11 +31,11 @@ NOT_COVERED = [
     "choices made by looking at the private images before the run, such as hyper-parameters tuned on them",
     "N, the names of the classes and the data set's existence: they are declared, and public",
     "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
-    "what the curator alone sees: the screen, the log, the exit code, and how long each step takes",
+    "what the curator alone sees: the screen, the log, the exit code, how long each step takes, files' times",
     "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
     "the network between ranks: clipped sums cross it before the noise is added",
     "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not cryptographic",
-    "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs",
+    "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, or both",
     "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
 ]
 
@@ -121,6 +122,8 @@ def publish(s, sigma: float, metrics: list, model, trainable: dict, shape: tuple
     rows = [["step", "epsilon_rdp", "best_order"], *metrics]
     checkpoint.write_text(out / "metrics.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
     config = dict(dataclasses.asdict(s), channels=shape[0], side=shape[-1], base_sha256=base) | declared
+    for name in CURATORS:
+        del config[name]
     checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     lora.save(out, trainable, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     public = sample.load_run(out, public=True)

@@ -30,7 +30,7 @@ import pretrain
 import sample
 import train
 import unet
-from machinery import checkpoint, screen, statement
+from machinery import checkpoint, draws, screen, statement
 from conftest import ROOT, tiny_unet
 from test_data import make_folder, write_idx
 from whole_runs import N, PUBLISHED, Code, call, finetune, make_place, stop_after
@@ -641,7 +641,7 @@ def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch
     monkeypatch.setattr(ddpm, "loss", strange)
     s = train.Settings(K=2, train=what)
     gradients = train.per_image_gradients(model, frozen, s)
-    lot = train.with_draws(images, labels, torch.tensor(0), 1, 10, s)
+    lot = train.with_draws(images, labels, draws.names(images), torch.tensor(0), 1, 10, s)
     each = gradients(trainable, *lot)
     total = dpsgd.clip_and_sum(each, C)
     others = dpsgd.clip_and_sum({name: g[[0, 1, 3]] for name, g in each.items()}, C)

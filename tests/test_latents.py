@@ -80,7 +80,8 @@ def test_one_image_moves_a_step_on_latents_by_at_most_C(K, extreme):
     per_sample, key = train.per_image_gradients(model, frozen, s), draws.new_key(3)
 
     def step(members):
-        examples = train.with_draws(latents[members], labels[members], key, 1, model.classes, s)
+        names = draws.names(PHOTOS)[members]
+        examples = train.with_draws(latents[members], labels[members], names, key, 1, model.classes, s)
         return dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0.0, B=1, chunk=4,
                                       generator=torch.Generator())
     with_it, without = step(torch.arange(9)), step(torch.arange(1, 9))
@@ -90,6 +91,19 @@ def test_one_image_moves_a_step_on_latents_by_at_most_C(K, extreme):
         assert moved <= C * 1e-4                                         # counts as no image
     if extreme == "ordinary":
         assert moved > 0.5 * C, "the image has no gradient: this theorem could not fail"
+
+
+def test_draws_belong_to_the_image_not_to_its_latent(monkeypatch):
+    """On a GPU a latent is the same only up to rounding: its last bit may not give the image other draws."""
+    to_latents, seen = autoencoder.to_latents, []
+    monkeypatch.setattr(dpsgd, "private_gradient", lambda per_sample, params, examples, **how: (
+        seen.append(examples), {name: torch.zeros_like(p) for name, p in params.items()})[1])
+    for out, rounding in (("one", 0.0), ("other", 1e-6)):
+        monkeypatch.setattr(autoencoder, "to_latents", lambda *a: to_latents(*a) * (1 + rounding))
+        code, _, err = finetune("--out", out, "--seed", 1, *FLAGS)
+        assert code == 0, err
+    for one, other in zip(seen[:3], seen[3:], strict=True):
+        assert not torch.equal(one[0], other[0]) and all(map(torch.equal, one[1:], other[1:]))
 
 
 def test_the_scale_is_the_bases_constant_whatever_the_private_images_are():
@@ -206,7 +220,7 @@ def test_a_base_whose_autoencoder_is_missing_foreign_or_another_is_refused_in_on
 
 @pytest.mark.parametrize("flags, expected", [
     (("--classes", ""), "declare them"),
-    (("--classes", "a,b,c", "--start", "public 1,public 2"), "expected null, mean"),
+    (("--classes", "a,b,c", "--start", "public 1,public 2"), "expected own, mean"),
     (("--classes", "a,b,c", "--start", "zebra,public 1,public 2"), "unknown to the base: zebra"),
     (("--size", 68), "a side that 8 divides"),
 ])

@@ -17,7 +17,7 @@ import lora
 import sample
 import train
 import unet
-from machinery import checkpoint, pld, statement
+from machinery import checkpoint, draws, pld, statement
 from conftest import tiny_unet
 from whole_runs import IMAGES, N, Code, finetune, make_place, stop_after, watch
 
@@ -73,7 +73,8 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
     s = train.Settings(K=K, train=what)
 
     def step(first):
-        examples = train.with_draws(images[first:], labels[first:], torch.tensor(3), 1, model.classes, s)
+        key, names = torch.tensor(3), draws.names(images[first:])
+        examples = train.with_draws(images[first:], labels[first:], names, key, 1, model.classes, s)
         per_sample = train.per_image_gradients(model, frozen, s)
         return flat(dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0, B=B, chunk=chunk))
     moved = (step(0) - step(1)).norm().item() * B / C

@@ -45,7 +45,7 @@ def test_fewer_than_one_image_is_an_error(n):
 
 
 def test_cells_have_their_textbooks_sizes_and_stains(drawn):
-    """Platelets are the smallest, and eosinophils the reddest; the nucleus of an erythroblast is the darkest."""
+    """Platelets are the smallest, eosinophils the reddest; an erythroblast has the darkest nucleus."""
     images, labels, _ = drawn
     dark = ((images.mean(1) < 0.35) & (images[:, 2] > images[:, 1] + 0.05)).flatten(1).sum(1).float()
     size = torch.stack([dark[labels == k].mean() for k in range(8)])
@@ -59,7 +59,7 @@ def test_cells_have_their_textbooks_sizes_and_stains(drawn):
 
 
 def test_a_class_is_seen_in_the_picture(drawn):
-    """The nearest of the other half's class means, in 8 x 8 pixels, is right three times as often as a guess."""
+    """The nearest of the other half's class means, in 8 x 8 pixels, is right 3 times as often as a guess."""
     images, labels, _ = drawn
     small = torch.nn.functional.avg_pool2d(images, 8).flatten(1)
     known, new = slice(0, 400), slice(400, 800)
