@@ -87,8 +87,7 @@ def _font_template(digit: int) -> tuple[Tensor, Tensor]:
     axis = torch.linspace(-REACH, REACH, FIELD) * height / 2
     where = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) + centre
     field = F.grid_sample(field[None, None], (where / (size - 1) * 2 - 1)[None].float(),
-    padding_mode="border",
-                          align_corners=True)[0, 0]
+                          padding_mode="border", align_corners=True)[0, 0]
     keep = np.linspace(0, len(x) - 1, POINTS).astype(int)
     points = (torch.tensor(np.stack([x[keep], y[keep]], 1)) - centre) * 2 / height
     return field, points.float()

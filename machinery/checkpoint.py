@@ -72,8 +72,8 @@ def try_writing(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as f:            # a name of its own: others may try, too
             f.write(b"a full disk still takes an empty file")
     except OSError as e:
-        raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder, or a place "
-                         f"for one") from None
+        raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder to write in, "
+                         f"or a place for one") from None
 
 
 @contextlib.contextmanager

@@ -42,9 +42,11 @@ def classifier(kind: str, shape: tuple, classes: int) -> nn.Sequential:
     if kind == "MLP":
         return nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, 100), nn.ReLU(), nn.Linear(100, classes))
     h, w = (((side - 2) // 2 - 2) // 2 - 2 for side in (H, W))           # 28 -> 3
-    if kind != "CNN" or min(h, w) < 1:
-        raise ValueError(f"classifier {kind!r} for {H} x {W} images: expected one of {NETS}, "
-                         f"a CNN from 18 x 18 on")
+    if kind != "CNN":
+        raise ValueError(f"classifier {kind!r}: expected one of {', '.join(NETS)}")
+    if min(h, w) < 1:
+        raise ValueError(f"images of {H} x {W} are too small for the CNN that judges: expected 18 x 18 or "
+                         f"more")
     return nn.Sequential(nn.Conv2d(C, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
                          nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
                          nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(),

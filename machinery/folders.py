@@ -79,10 +79,14 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None,
     if passed_over:
         note(f"{len(passed_over)} files are left out, no pictures that can be read here: {few(passed_over)}")
     if twice:
-        note(f"{len(twice)} files are exact copies of others, each counts as an image: {few(twice)}")
+        note(f"exact copies of other files, {len(twice)} of them, each counts as an image: {few(twice)}")
     if not images:
         raise ValueError(f"folder:{path}: no picture found; expected PATH/class/image.png")
     return torch.stack(images), torch.tensor(labels)
+
+
+class Coloured(ValueError):
+    """A picture in colour where the base is grey: readable, but not what was asked for."""
 
 
 def picture(file: Path, size: int, channels: int = 3) -> Tensor:
@@ -112,8 +116,11 @@ def picture(file: Path, size: int, channels: int = 3) -> Tensor:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)
         if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ a little
-            raise ValueError("it has colours, 3 channels; expected 1 channels as the base has, grey")
+            raise Coloured(f"{file} is in colour, 3 channels; expected grey, 1 channel, as the base has: use "
+                           f"a base of colour")
         image = image.convert("L" if channels == 1 else "RGB")
+    except Coloured:
+        raise
     except Exception as e:
         raise ValueError(f"{file} is not a readable image ({type(e).__name__}: {' '.join(str(e).split())}); "
                          f"remove or replace it") from None

@@ -92,7 +92,9 @@ class FIDInception(nn.Module):
         (n, c, h, w), side = x.shape, 299
         theta = torch.tensor([[1, 0, 1 / w - 1 / side], [0, 1, 1 / h - 1 / side]], device=x.device)
         grid = F.affine_grid(theta.expand(n, 2, 3), [n, c, side, side], align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)   # (n, C, 299, 299)
+        here = x.device                                          # mps has no border padding before torch 2.13
+        x, grid = (x.cpu(), grid.cpu()) if here.type == "mps" else (x, grid)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False).to(here)  # (n, C, side, side)
         x = ((127.5 * x - 0.5) / 128).expand(n, 3, side, side)
         return self.net(x.contiguous(memory_format=torch.channels_last))
 

@@ -184,7 +184,7 @@ def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_pat
     assert len(data.load(f"folder:{tmp_path}", size=16)[0]) == 4
     said = capsys.readouterr().err
     assert "1 files are left out" in said and "scan.xyz" in said
-    assert "1 files are exact copies" in said and "copy.png = " in said
+    assert "exact copies of other files, 1 of them" in said and "copy.png = " in said
 
 
 def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_path):
