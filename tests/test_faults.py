@@ -231,7 +231,7 @@ REFUSED = [
     ("pretrain", "--epsilon 1", "--epsilon 1", "unrecognized arguments"),
     ("pretrain", "--device tpu", "'tpu'", "cpu"),
     ("pretrain", "--unet imagenet", "--unet imagenet", "small, photos"),
-    ("pretrain", "--data mnits", "--data mnits", "glyphs, clothes, mnist"),
+    ("pretrain", "--data mnits", "--data mnits", "glyphs, clothes, smears, mnist"),
     ("pretrain", "--data folder:colour", "3 channels", "expected grey, 1 channel"),
     ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
     ("pretrain", "--base lost.pt", "lost.pt", "pretrain.py"),

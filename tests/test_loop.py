@@ -104,12 +104,14 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "them",
             "N, the names of the classes and the data set's existence: they are declared, and public",
             "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
-            "what the curator alone sees: the screen, the log, the exit code, and how long each step takes",
+            "what the curator alone sees: the screen, the log, the exit code, how long each step takes, "
+            "files' times",
             "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
             "the network between ranks: clipped sums cross it before the noise is added",
             "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
             "cryptographic",
-            "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs",
+            "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
+            "or both",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
         said = statement.after(public, 0.0 if public.seed is None else 5.0, 110)
