@@ -250,7 +250,7 @@ def read_run(path: str) -> tuple[float, float, int]:
                          f"train.py wrote") from None
     if not private:
         raise ValueError(f"{path} is of a run without privacy (--seed or --epsilon inf): no epsilon covers "
-                         f"it, nor other runs together with it")
+                         f"it, nor other runs together with it; expected private ones")
     return run
 
 

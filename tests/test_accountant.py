@@ -345,7 +345,7 @@ def test_the_program_refuses_bad_flags(flags, monkeypatch, capsys):
 def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypatch, capsys):
     runs = [dict(q=0.02, sigma=0.7, steps=100), dict(q=0.1, sigma=1.6, steps=30)]
     for i, run in enumerate(runs):
-        (tmp_path / f"{i}.json").write_text(json.dumps(run))
+        (tmp_path / f"{i}.json").write_text(json.dumps(dict(run, private=True)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json"])
     accountant.main()
@@ -354,9 +354,11 @@ def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("argv", [
-    ["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["dispose", "bad.json"]])
+    ["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["compose", "seeded.json"],
+    ["dispose", "bad.json"]])
 def test_what_cannot_be_composed_is_refused_in_one_line(argv, tmp_path, monkeypatch, capsys):
-    (tmp_path / "bad.json").write_text('{"q": 2, "sigma": 1, "steps": 1}')
+    (tmp_path / "bad.json").write_text('{"q": 2, "sigma": 1, "steps": 1, "private": true}')
+    (tmp_path / "seeded.json").write_text('{"q": 0.1, "sigma": 1, "steps": 1, "private": false}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["accountant.py", *argv])
     with pytest.raises(SystemExit) as stopped:
