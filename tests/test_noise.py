@@ -66,7 +66,7 @@ def test_the_longest_normal_reaches_as_far_as_delta_sigma_and_T_need():
     """Also that float32's 5.77 does not: it is the fault that was."""
     runs = [default()] + [{name: run[name] for name in ("q", "sigma", "steps", "delta")} for run in SHIPPED]
     longest = audit.reach(torch.Generator().manual_seed(0))
-    assert longest == pytest.approx(dpsgd.REACH) and len(runs) == 6
+    assert longest == pytest.approx(dpsgd.REACH) and len(runs) >= 6
     for run in runs:
         assert needed(**run) < longest, run
         assert dpsgd.tail(run["q"], run["sigma"], run["steps"]) < run["delta"] / 100, run
