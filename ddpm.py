@@ -250,7 +250,7 @@ if __name__ == "__main__":
     from torchvision.utils import save_image
     import unet
     from drawings import glyphs
-    x0, labels = glyphs.glyphs(10, torch.Generator().manual_seed(4))
+    x0, labels = glyphs.draw(10, torch.Generator().manual_seed(4))
     t = torch.tensor([0, 50, 100, 200, 300, 450, 650, 999])
     noise = torch.randn(10, 8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     x_t = q_sample(x0[:, None], t.expand(10, 8), noise)                  # (10, 8, 1, 28, 28)

@@ -84,3 +84,33 @@ def test_checkpoints_are_only_ever_loaded_as_weights():
     for name, path in FILES.items():
         for call in re.findall(r"torch\.load\((.*?)\)\n", path.read_text()):
             assert "weights_only=True" in call, f"{name}.py: torch.load({call})"
+
+
+def defined(tree) -> set:
+    """The names that a file has at its top level."""
+    found = set()
+    for node in ast.walk(ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.ClassDef):
+            found.add(node.name)
+    return found | {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+
+
+PROGRAMS = [*FILES.values(), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("exercises/*.py")]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_what_a_file_calls_of_ours_exists_in_its_demonstration_too(path):
+    """`lora.inject` in one file is a name of lora.py: also where no other test runs it."""
+    tree = ast.parse(path.read_text())
+    mine = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}            # names of its own
+    mine |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    used = {i for i in imports(path) if i in FILES} - mine
+    has = {name: defined(ast.parse(FILES[name].read_text())) for name in used}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in has:
+            home = node.value.id
+            assert node.attr in has[home], f"{path.name}:{node.lineno}: {home}.py has no {node.attr}"
