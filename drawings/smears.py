@@ -90,7 +90,7 @@ def _draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     def uniform(low, high, *shape):
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
-    def one_of(field):                                       # a draw between the two ends of each image's kind
+    def one_of(field):                                     # between the ends of each image's kind
         ends = torch.tensor([getattr(cell, field) for cell in CELLS.values()], dtype=torch.float32)[labels]
         return ends[:, 0] + (ends[:, 1] - ends[:, 0]) * torch.rand(n, generator=generator)
 

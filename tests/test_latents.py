@@ -293,7 +293,7 @@ def test_the_sampler_reaches_latents_beyond_1_as_no_pixel_is(sampler, monkeypatc
     """With the exact noise of one latent as the network, sampling ends at that latent, uncut."""
     z = torch.linspace(-3, 3, 4 * 16 * 16).view(1, 4, 16, 16)
 
-    class Exact(torch.nn.Linear):                                        # for its parameters: on which device?
+    class Exact(torch.nn.Linear):                                       # for its parameters: on which device?
         classes = None
 
         def forward(self, x, t, labels):
