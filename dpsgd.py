@@ -107,11 +107,9 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
     norm = norms(grads)
     finite = norm.isfinite()
     factor = torch.where(finite, (C / norm).clamp(max=1), 0)             # (n,)
-    total, broken = {}, not finite.all()
+    total = {}
     for name, g in grads.items():
-        rows = float64(g.flatten(1))
-        if broken:                                                       # 0 * NaN is NaN: do not multiply
-            rows = rows.masked_fill(~finite[:, None], 0)
+        rows = float64(g.flatten(1)).masked_fill(~finite[:, None], 0)    # 0 * NaN is NaN: do not multiply
         total[name] = (factor @ rows).view(g.shape[1:])          # in float64 no TF32 or autocast rounds it
     return total
 
