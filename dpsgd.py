@@ -105,11 +105,10 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
         raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} "
                          f"(inf: no clipping)")
     norm = norms(grads)
-    finite = norm.isfinite()
-    factor = torch.where(finite, (C / norm).clamp(max=1), 0)             # (n,)
+    factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)    # (n,)
     total = {}
     for name, g in grads.items():
-        rows = float64(g.flatten(1)).masked_fill(~finite[:, None], 0)    # 0 * NaN is NaN: do not multiply
+        rows = float64(g.flatten(1).nan_to_num(0, 0, 0))         # 0 * NaN would be NaN, and 0 * inf, too
         total[name] = (factor @ rows).view(g.shape[1:])          # in float64 no TF32 or autocast rounds it
     return total
 

@@ -49,11 +49,11 @@ MUTANTS = [
            "Gradients shorter than 1 seem shorter still and pass unclipped, however far above C.",
            DPSGD + "clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone"),
     Mutant("no clipping", "dpsgd.py",
-           "torch.where(finite, (C / norm).clamp(max=1), 0)", "torch.where(finite, torch.ones_like(norm), 0)",
+           "(C / norm).clamp(max=1), 0)", "torch.ones_like(norm), 0)",
            "Sensitivity without bound: no noise is enough.",
            DPSGD + "adding_one_image_moves_the_sum_by_at_most_C[1-ordinary]"),
     Mutant("a NaN example is kept", "dpsgd.py",
-           ".masked_fill(~finite[:, None], 0)", "",
+           ".nan_to_num(0, 0, 0)", "",
            "One image whose loss diverges turns the published adapter into NaN: "
            "its presence is plain to see.",
            DPSGD + "adding_one_image_moves_the_sum_by_at_most_C[1-NaN]"),
