@@ -22,13 +22,12 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torchvision.utils import save_image
 
 import autoencoder
 import data
 import sample
 import unet
-from machinery import checkpoint, classifiers, folders, inception, screen
+from machinery import checkpoint, classifiers, folders, screen
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
 
@@ -251,7 +250,10 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     device, folder = sample.pick_device(a.device), None if a.fast else Path("runs")
     source = read_source(a, device)
     name, real, real_labels, test = read_real(a, source)
-    fid_net = inception.FIDInception(a.inception, device) if a.inception else None
+    fid_net = None
+    if a.inception:
+        from machinery import inception                  # here: it takes as long to import as torch itself
+        fid_net = inception.FIDInception(a.inception, device)
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
     sets, how = synthetic(a, source, classes, device)
     images, labels = sets["synthetic"], source.labels
@@ -280,7 +282,7 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
 
     index, distance = nearest(images[:20], real)
-    picture = torch.cat([images[:20], real[index]]).float() / 255
+    picture = torch.cat([images[:20], real[index]])
     near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
     references = fid.get("fid_references", len(real))
     notes = caveats(a, name, len(images), len(real), test, labels, references)
@@ -326,7 +328,7 @@ def write(a: argparse.Namespace, out: Path) -> None:
     neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
     checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
     grid = io.BytesIO()
-    save_image(picture, grid, nrow=len(picture) // 2, format="png")
+    sample.write_grid(picture, len(picture) // 2, grid)
     checkpoint.write_bytes(neighbours, grid.getvalue(), mode=0o600)      # its lower half IS private images
     print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
           f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"

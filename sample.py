@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 import autoencoder
@@ -152,6 +151,12 @@ def one_of_each(model: unet.UNet, labels: list[int] | None) -> Tensor | None:
     return None if model.classes is None else torch.tensor((labels or list(range(model.classes)))[:10])
 
 
+def write_grid(images: Tensor, columns: int, path: Path | io.BytesIO) -> None:
+    """uint8 (n, C, H, W) as one png, `columns` images in a row."""
+    from torchvision.utils import save_image             # here: it takes as long to import as torch itself
+    save_image(images.float() / 255, path, nrow=columns, format="png")
+
+
 def class_strip(model: unet.UNet, shape: tuple, labels: list[int] | None, coder: Autoencoder | None,
                 path: Path) -> None:
     """One image of each class (of `labels`, at most ten) in a row, from the same noise; shape = (C, H, W)."""
@@ -160,13 +165,14 @@ def class_strip(model: unet.UNet, shape: tuple, labels: list[int] | None, coder:
     same = torch.Generator(next(model.parameters()).device).manual_seed(0)
     images = generate(model, labels, (n, *shape), steps=STEPS, guidance=GUIDANCE, generator=same, quiet=True,
                       coder=coder)
-    save_image(images.float() / 255, path, nrow=n)
+    write_grid(images, n, path)
 
 
 def before_and_after(path: Path, before: unet.UNet, after: unet.UNet, shape: tuple,
                      labels: list[int] | None = None, coder: Autoencoder | None = None,
                      columns: int = 8) -> None:
     """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
+    from torchvision.utils import make_grid, save_image
     device, labels, sides = next(after.parameters()).device, one_of_each(after, labels), []
     rows = 10 if labels is None else len(labels)
     labels = None if labels is None else labels.repeat_interleave(columns)
@@ -224,7 +230,7 @@ def draw(a: argparse.Namespace) -> None:
     if a.out:
         columns = min(a.n, 10 if labels is None else len(labels.unique()))
         picture = io.BytesIO()
-        save_image(images.float() / 255, picture, nrow=columns, format="png")
+        write_grid(images, columns, picture)
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())

@@ -254,7 +254,7 @@ MUTANTS = [
     Mutant("a private image in samples.png", "train.py",
            "model, trainable, shape, base, declared, coder)\n",
            "model, trainable, shape, base, declared, coder)\n"
-           "            sample.save_image(images[:1].float() / 255, s.out + '/samples.png')\n",
+           "            sample.write_grid(images[:1], 1, s.out + '/samples.png')\n",
            "A private image is published as it is.", PUBLISHED),
     Mutant("the private count in adapter_config.json", "train.py",
            "statement.publish(s, sigma,",
