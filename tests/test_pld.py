@@ -45,6 +45,12 @@ def test_k_images_at_q_1_are_a_gaussian_of_sensitivity_k(images):
     assert exact <= pld.joint_epsilon([(1.0, 6.0, 4)], 1e-5, images) <= exact * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("images", [0, 1.5, 1001])
+def test_a_number_of_images_that_is_none_is_refused(images):
+    with pytest.raises(ValueError, match=f"images = {images}, expected a whole number"):
+        pld.joint_epsilon([(0.1, 1.0, 1)], 1e-5, images)
+
+
 @pytest.mark.parametrize("images", [2, 4])
 def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
     """delta(epsilon) = integral of (P - e^epsilon Q)_+, P the mixture over how many are in the lot."""
