@@ -6,6 +6,7 @@ W is public and frozen; only A and B (and the class embedding) ever meet private
 
   $ python lora.py            # the default UNet before and after `inject`
 """
+import itertools
 import json
 import math
 from pathlib import Path
@@ -52,11 +53,50 @@ class LoRALinear(nn.Module):
         return self.scale * self.lora_B @ self.lora_A
 
 
+class ConvOfCopies(torch.autograd.Function):
+    """conv2d(x, A[0]) for m EQUAL copies of a kernel, A (m, r, c, k, k); backward: a gradient for each copy.
+
+    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). The copies being equal, all but their own
+    gradients is an ordinary convolution's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, A, stride, padding):
+        ctx.save_for_backward(x, A[0])
+        ctx.m, ctx.how = len(A), (stride, padding)
+        return F.conv2d(x, A[0], None, stride, padding)
+
+    @staticmethod
+    def backward(ctx, g):                                                # g (n, r, h', w')
+        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)
+        each = kernels_by_places if x.is_cuda else kernels_by_groups
+        back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how)
+        return back, each(x, g, ctx.m, A.shape, *ctx.how), None, None
+
+
+def kernels_by_groups(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
+    """(m, *shape): each copy's gradient, from x and the output's gradient g: one convolution of m groups."""
+    x, g = (y.view(m, -1, *y.shape[1:]).transpose(0, 1).flatten(1, 2) for y in (x, g))   # (n/m, m c, h, w)
+    kernels = (m * shape[0], *shape[1:])
+    return torch.nn.grad.conv2d_weight(x, kernels, g, stride, padding, groups=m).view(m, *shape)
+
+
+def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
+    """The same as one matrix product for each of the k x k places of a kernel: on a GPU, where groups take
+    forty times as long.
+    """
+    (h, w), (down, right) = g.shape[2:], stride
+    x, places = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), []
+    for i, j in itertools.product(range(shape[2]), range(shape[3])):
+        seen = x[:, :, i:i + down * h:down, j:j + right * w:right]       # (n, c, h', w'), what place i, j saw
+        places.append(g.flatten(2) @ seen.flatten(2).mT)                 # (n, r, c)
+    return torch.stack(places, -1).view(m, -1, *shape).sum(1)
+
+
 class LoRAConv2d(nn.Module):
     """conv(x) + (lora_alpha / r) B * (A * x): a k x k convolution down to r channels, then 1 x 1 up.
 
-    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or one copy per example in a leading dimension,
-    run as one grouped convolution.
+    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or in a leading dimension m equal copies of them
     """
 
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float):
@@ -68,15 +108,12 @@ class LoRAConv2d(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_channels, rank, 1, 1))
 
     def forward(self, x):
-        A, B, how = self.lora_A, self.lora_B, (None, self.base.stride, self.base.padding)
+        A, B = self.lora_A, self.lora_B
+        stride, padding = self.base.stride, self.base.padding
         if A.ndim == 4:
-            update = F.conv2d(F.conv2d(x, A, *how), B)
-        else:                                                            # (m, ...): m copies, n/m images each
-            m, n, (h, w) = len(A), len(x), x.shape[2:]
-            side = x.view(m, n // m, -1, h, w).transpose(0, 1).reshape(n // m, -1, h, w)
-            side = F.conv2d(side, A.flatten(0, 1), *how, groups=m)
-            side = F.conv2d(side, B.flatten(0, 1), groups=m)             # (n/m, m c_out, h, w)
-            update = side.view(n // m, m, -1, *side.shape[2:]).transpose(0, 1).flatten(0, 1)
+            update = F.conv2d(F.conv2d(x, A, None, stride, padding), B)
+        else:
+            update = ConvOfCopies.apply(ConvOfCopies.apply(x, A, stride, padding), B, (1, 1), (0, 0))
         return self.base(x) + self.scale * update
 
     def delta(self) -> Tensor:

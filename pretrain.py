@@ -216,13 +216,13 @@ def train_autoencoder(s: Settings) -> None:
         pick = torch.randint(len(images), (s.batch,), generator=generator).tolist()
         y, x = torch.randint(room, (2, s.batch), generator=generator).tolist()
         pieces = [images[i, :, top:top + s.crop, left:left + s.crop] for i, top, left in zip(pick, y, x)]
-        pieces = data.to_float(torch.stack(pieces))
-        mirrored = torch.rand(s.batch, generator=generator) < 0.5
+        pieces = data.to_float(torch.stack(pieces).to(device))
+        mirrored = (torch.rand(s.batch, generator=generator) < 0.5).to(device)
         pieces = torch.where(mirrored[:, None, None, None], pieces.flip(3), pieces)
         small = s.crop // model.f
         noise = torch.randn(s.batch, model.latent_channels, small, small, generator=generator)
         with unet.autocast(device):
-            return autoencoder.loss(model, pieces.to(device), noise.to(device), KL_WEIGHT).mean()
+            return autoencoder.loss(model, pieces, noise.to(device), KL_WEIGHT).mean()
 
     print(f"autoencoder on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
     average = optimise(s, model, loss)

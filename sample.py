@@ -228,7 +228,8 @@ def draw(a: argparse.Namespace) -> None:
                       eta=a.eta, guidance=guidance, floor=a.floor, batch=a.batch, generator=generator,
                       coder=coder and coder.to(device))
     if a.out:
-        columns = min(a.n, 10 if labels is None else len(labels.unique()))
+        classes = 1 if labels is None else len(labels.unique())
+        columns = min(a.n, classes if classes > 1 else 10)
         picture = io.BytesIO()
         write_grid(images, columns, picture)
         checkpoint.write_bytes(Path(a.out), picture.getvalue())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import accountant
 import autoencoder
@@ -180,10 +181,13 @@ def test_images_without_classes_are_one_class_and_their_samples_have_no_labels()
     np.savez("faces.npz", images=PHOTOS.numpy())
     code, _, err = finetune("--out", "run", *FLAGS[2:], "--data", "npz:faces.npz", "--classes", "face")
     assert code == 0, err
-    code, _, err = call(sample.main, "run", "--n", 2, "--steps", 2, "--npz", "s.npz", "--device", "cpu")
+    code, _, err = call(sample.main, "run", "--n", 2, "--steps", 2, "--npz", "s.npz", "--out", "grid.png",
+                        "--device", "cpu")
     assert code == 0, err
     with np.load("s.npz") as f:
         assert f.files == ["images"]
+    with Image.open("grid.png") as grid:
+        assert grid.width > grid.height, "one image a row"
 
 
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])

@@ -1,6 +1,7 @@
 """Theorems about the adapters: they start as nothing, stay low-rank, and are the only thing that trains."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lora
 import unet
@@ -77,6 +78,19 @@ def test_a_target_that_matches_nothing_is_an_error_not_a_silence():
 def test_a_rank_outside_the_layer_is_refused(rank):
     with pytest.raises(ValueError, match="rank"):
         lora.inject(tiny_unet(), rank, 2.0)
+
+
+@pytest.mark.parametrize("kernels", [lora.kernels_by_groups, lora.kernels_by_places])
+@pytest.mark.parametrize("k, stride, padding", [(3, (1, 1), (1, 1)), (3, (2, 1), (0, 2)), (1, (1, 1), (0, 0))])
+def test_each_copy_of_a_kernel_gets_the_gradient_of_its_own_images(kernels, k, stride, padding):
+    """By groups, as on a CPU, and by matrix products, as on a GPU; 3 copies, 2 images each."""
+    x, A = torch.randn(6, 4, 9, 8), torch.randn(5, 4, k, k)
+    g = torch.randn_like(F.conv2d(x, A, None, stride, padding))
+    found = kernels(x, g, 3, A.shape, stride, padding)
+    for i, own in enumerate((slice(0, 2), slice(2, 4), slice(4, 6))):
+        A.requires_grad_()
+        (expected,) = torch.autograd.grad(F.conv2d(x[own], A, None, stride, padding), A, g[own])
+        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_baselines_train_what_they_say():
