@@ -56,8 +56,9 @@ class LoRALinear(nn.Module):
 class ConvOfCopies(torch.autograd.Function):
     """conv2d(x, A[0]) for m EQUAL copies of a kernel, A (m, r, c, k, k); backward: a gradient for each copy.
 
-    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). The copies being equal, all but their own
-    gradients is an ordinary convolution's.
+    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). All copies being equal, output and x's gradient
+    are one ordinary convolution's; only the kernels' gradients are kept apart. (Copies that differ would be
+    ignored in silence: forward reads A[0] alone.)
     """
 
     @staticmethod
@@ -68,9 +69,9 @@ class ConvOfCopies(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):                                                # g (n, r, h', w')
-        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)
+        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)            # g may be bfloat16, see unet.autocast
         each = kernels_by_places if x.is_cuda else kernels_by_groups
-        back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how)
+        back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how) if ctx.needs_input_grad[0] else None
         return back, each(x, g, ctx.m, A.shape, *ctx.how), None, None
 
 
@@ -82,8 +83,8 @@ def kernels_by_groups(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple,
 
 
 def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """The same as one matrix product for each of the k x k places of a kernel: on a GPU, where groups take
-    forty times as long.
+    """The same as a matrix product an image for each of the k x k places of a kernel: on a GPU, where many
+    groups are slow.
     """
     (h, w), (down, right) = g.shape[2:], stride
     x, places = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), []
@@ -96,7 +97,7 @@ def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple,
 class LoRAConv2d(nn.Module):
     """conv(x) + (lora_alpha / r) B * (A * x): a k x k convolution down to r channels, then 1 x 1 up.
 
-    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or in a leading dimension m equal copies of them
+    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or m equal copies of them, m dividing n
     """
 
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float):
