@@ -259,7 +259,8 @@ def test_every_recipe_is_made_of_settings_and_names_a_base_that_ships(name):
 
 
 @pytest.mark.parametrize("name, classes, side", [
-    ("cells-eps1", data.CELLS, 64), ("cells-eps10", data.CELLS, 64), ("cifar10-eps1", data.CIFAR10, 32)])
+    ("cells-eps1", data.CELLS, 64), ("cells-eps10", data.CELLS, 64), ("cifar10-eps1", data.CIFAR10, 32),
+    ("cifar10-eps10", data.CIFAR10, 32)])
 def test_the_colour_run_that_ships_opens_and_its_statement_holds(name, classes, side):
     folder = ROOT / "assets" / name
     model, coder, run = sample.open_run(folder)
