@@ -58,8 +58,8 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
     """The same gradients from one ordinary backward pass: every example is given its own copy of params.
 
     Private for the same reason: example i's loss is a function of copy i alone, so the gradient of the sum of
-    all losses with respect to copy i is g_i. Layers must accept copies (lora.py's do; all copies are equal, so
-    they may compute with the first), and must not mix examples.
+    all losses with respect to copy i is g_i. Layers must accept copies (lora.py's do; they are equal, so the
+    first may do for all in the forward pass), and must not mix examples.
     Shapes: losses(copies, *examples) -> (n,), where copies is a dict of (n, *shape) -> dict of (n, *shape)
     """
     n = len(examples[0])

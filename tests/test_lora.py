@@ -81,7 +81,8 @@ def test_a_rank_outside_the_layer_is_refused(rank):
 
 
 @pytest.mark.parametrize("kernels", [lora.kernels_by_groups, lora.kernels_by_places])
-@pytest.mark.parametrize("k, stride, padding", [(3, (1, 1), (1, 1)), (3, (2, 1), (0, 2)), (1, (1, 1), (0, 0))])
+@pytest.mark.parametrize("k, stride, padding", [
+    (3, (1, 1), (1, 1)), (3, (2, 1), (0, 2)), (1, (1, 1), (0, 0))])
 def test_each_copy_of_a_kernel_gets_the_gradient_of_its_own_images(kernels, k, stride, padding):
     """By groups, as on a CPU, and by matrix products, as on a GPU; 3 copies, 2 images each."""
     x, A = torch.randn(6, 4, 9, 8), torch.randn(5, 4, k, k)
