@@ -1,4 +1,5 @@
 """Theorems about the private gradient. Each is what one line of the privacy proof needs."""
+import functools
 import math
 
 import pytest
@@ -96,6 +97,31 @@ def test_one_image_leaves_the_gradients_of_the_others_alone(weighting):
     for name in before:
         moved = (before[name] - after[name]).flatten(1).norm(dim=1)
         assert moved[[0, 1, 3]].max() < 1e-6 and moved[2] > 0, (name, moved)
+
+
+@pytest.mark.parametrize("targets", [lora.TARGETS["lora+embed"], lora.TARGETS["lora+conv"], None])
+def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets):
+    """In full chunks, on a CPU: alone, beside others, in another place. Or each image would move all others.
+
+    With LoRA by copies, and for all weights by vmap.
+    """
+    losses, one, trainable = diffusion(tiny_adapted(targets) if targets else tiny_unet())
+    method = (dpsgd.per_sample_grads_by_copies, losses) if targets else (dpsgd.per_sample_grads, one)
+    per_sample, chunk = dpsgd.full_chunks(functools.partial(*method), 8, B=32)
+    ex, found = examples(8, K=2), []
+    assert chunk == 8
+    for lot in ([3], [3, 5], [0, 1, 2, 3, 4], [7, 6, 5, 4, 2, 1, 0, 3]):
+        rows = per_sample(trainable, *(e[lot] for e in ex))
+        assert all(g.shape == (len(lot), *trainable[name].shape) for name, g in rows.items())
+        found.append(flat({name: g[lot.index(3)] for name, g in rows.items()}))
+    for other in found[1:]:
+        assert torch.equal(found[0], other), f"{(found[0] - other).norm() / other.norm():.1g} of its length apart"
+    assert found[0].norm() > 0.1
+
+
+@pytest.mark.parametrize("chunk, B, size", [(64, 512, 64), (1000, 512, 128), (5, 3, 1), (0, 512, 1)])
+def test_chunks_are_public_and_at_most_a_quarter_of_B(chunk, B, size):
+    assert dpsgd.full_chunks(None, chunk, B)[1] == size
 
 
 # --- clipping: the headline theorem

@@ -54,6 +54,24 @@ def spied(monkeypatch):
     return seen
 
 
+# --- what one image reaches
+
+def test_every_backward_pass_of_a_run_has_one_size_whatever_its_lots(monkeypatch):
+    """Sums of another size round otherwise, and an image would move the others' gradients."""
+    sizes, real = [], train.per_image_gradients
+
+    def spy(*args):
+        per_sample = real(*args)
+        return lambda params, *part: sizes.append(len(part[0])) or per_sample(params, *part)
+    monkeypatch.setattr(train, "per_image_gradients", spy)
+    seen = spied(monkeypatch)
+    code, _, err = finetune("--out", "run", "--seed", 1, "--chunk", 7)
+    assert code == 0, err
+    lots = [len(examples[0]) for _, examples, _ in seen]
+    assert len({n % 7 for n in lots} - {0}) > 1, "all lots of this seed are whole chunks: nothing was filled up"
+    assert sizes == [7] * sum(-(-n // 7) for n in lots)
+
+
 # --- what is published
 
 def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_private_gradient_returned(
