@@ -13,7 +13,6 @@ import os
 from typing import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -70,20 +69,23 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
     return dict(zip(copies, torch.autograd.grad(losses(copies, *examples).sum(), list(copies.values()))))
 
 
-def full_chunks(per_sample: Callable, chunk: int, B: float) -> tuple[Callable, int]:
-    """(per_sample, its last, smaller batch filled up with zeros that are dropped again; the size of all).
+def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
+    """per_sample for up to `size` examples, run at exactly `size`: (the function, size = max(1, chunk)).
 
-    Sums of another size round otherwise, so without it the last bits of an image's gradient would follow the
-    size of the lot: how many others there are. The size is public: `chunk`, or B / 4 if that is less, so that
-    filling up takes an eighth of the time on average, not more.
+    Fewer are filled up with blank ones, zeros of class 0, whose gradients are dropped. Without it the size of
+    the last part, and so the rounding of everybody's gradient in it, would follow the size of the lot, which
+    one example changes. `chunk` is declared, never taken from a lot.
+    Errors: more than `size` examples -> ValueError
     """
-    chunk = max(1, min(chunk, int(B / 4)))
+    size = max(1, chunk)
 
     def full(params, *examples):
         n = len(examples[0])
-        filled = [F.pad(e, (0, 0) * (e.dim() - 1) + (0, chunk - n)) for e in examples]
+        if n > size:
+            raise ValueError(f"full_chunks: {n} examples, expected at most {size}")
+        filled = [torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e in examples]
         return {name: g[:n] for name, g in per_sample(params, *filled).items()}
-    return full, chunk
+    return full, size
 
 
 # -----------------------------------------------------------------------------

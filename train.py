@@ -60,7 +60,7 @@ class Settings:
     train: str = "lora"          # lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full
     rank: int = 16               # LoRA rank r; lora_alpha = r, so that the update is B A
     lr: float = 2e-2             # learning rate of Adam at the first step, falling linearly to 0
-    chunk: int = 128             # images times draws per backward pass: memory only, the result is the same
+    chunk: int = 128             # images times draws per backward pass: memory; same result up to rounding
     device: str = "auto"         # auto, cuda, mps or cpu
     seed: int | None = None      # reproducible, NOT private (default: randomness of the operating system)
     peek: int = 0                # steps between strips of samples in the run's folder (free); 0: none
@@ -162,7 +162,7 @@ def finetune(s: Settings) -> None:
     strip = functools.partial(sample.class_strip, model, shape, declared.get("labels"), coder)
     run = checkpoint.Run(s.out, mechanism, trainable, average, optimizer, secret, key, rank, s.peek, strip)
     run.begin(s.resume)
-    per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K, s.B / ranks)
+    per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)
     bar = tqdm(range(run.done + 1, s.steps + 1), initial=run.done, total=s.steps, desc="private",
                disable=screen.hide_bar(rank == 0))
 

@@ -27,7 +27,7 @@ MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3
 
 
 def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> unet.UNet:
-    """train.finetune's loop without its files."""
+    """train.finetune's loop without its files and full chunks."""
     torch.manual_seed(seed)
     model = unet.load(Path(s.base))
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
