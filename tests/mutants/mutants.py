@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant("a lot's last chunk is not filled up", "dpsgd.py",
            "torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e", "e for e",
            "The last bits of everybody's gradient follow the size of the lot, which one image can change.",
-           DPSGD + "an_images_gradient_is_the_same_to_the_last_bit_in_any_company[targets0]"),
+           DPSGD + "an_images_gradient_is_the_same_to_the_last_bit_in_any_company[targets0-memory0]"),
     Mutant("full chunks are forgotten", "train.py",
            "dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)",
            "per_image_gradients(model, frozen, s), max(1, s.chunk // s.K)",
