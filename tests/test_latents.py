@@ -22,7 +22,8 @@ from whole_runs import call, finetune
 
 NAMES = [f"public {i}" for i in range(12)]
 PHOTOS = torch.randint(256, (30, 3, 64, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-FLAGS = ("--data", "npz:private.npz", "--size", 64, "--classes", "a,b,c", "--B", 12, "--N", 60, "--steps", 3)
+FLAGS = ("--data", "npz:private.npz", "--size", 64, "--classes", "a,b,c", "--B", 12, "--N", 60, "--steps", 3,
+         "--chunk", 12)
 C, B = 0.001, 12
 
 

@@ -132,7 +132,7 @@ def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, 
     monkeypatch.setattr(sys, "argv", [
         "train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
         "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2", "--rank", "2",
-        "--delta", "1e-3", "--device", "cpu", "--peek", "1"])
+        "--delta", "1e-3", "--device", "cpu", "--peek", "1", "--chunk", "6"])
     for module, constant, value in QUICK:
         monkeypatch.setattr(module, constant, value)
     train.main()

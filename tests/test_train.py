@@ -24,7 +24,8 @@ from conftest import ROOT, examples, tiny_unet
 from test_data import make_folder, write_idx
 from whole_runs import call, finetune
 
-TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e-3", "--device", "cpu"]
+TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e-3", "--device", "cpu",
+        "--chunk", "40"]
 
 
 def command(*argv, program="tests/quick_train.py"):

@@ -22,7 +22,7 @@ from test_data import write_idx
 
 # declared and real number of images: they differ, so that mistaking one for the other shows
 N, IMAGES = 400, 200
-FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --delta 1e-3 --C 0.02 --K 1 --device cpu "
+FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --delta 1e-3 --C 0.02 --K 1 --chunk 20 --device cpu "
          "--data-dir data --base base.pt").split()
 PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json",
              "samples.png")
