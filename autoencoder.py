@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from machinery import checkpoint, screen
+from machinery import screen
 
 SIDE = 64                    # pixels: of the public photographs; smaller images are enlarged to it, and back
 LIMIT = 5.0                  # of latents, whose standard deviation is 1: a sampler goes no further
@@ -191,11 +191,6 @@ def from_state(saved: dict) -> Autoencoder:
     return model.requires_grad_(False)
 
 
-def save(path: Path, model: Autoencoder) -> None:
-    """Write a public autoencoder; replaces `path` at once."""
-    checkpoint.save(Path(path), dict(autoencoder=state(model)), mode=0o644)
-
-
 def load(path: Path) -> Autoencoder:
     """Read the autoencoder in `path`: a file of its own, or a base that was trained in its latents.
 
@@ -212,17 +207,14 @@ def load(path: Path) -> Autoencoder:
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    model = load(data.ASSETS / "photos.pt")                              # a base, with its autoencoder
-    images, _ = data.load("cells", "test")                       # never seen: it learnt from photographs
-    images = images[:: len(images) // 16][:16]
+    model = load(data.ASSETS / "photos.pt")                      # the autoencoder of a base of photographs
+    images = data.load("cells", "test")[0][::178]                # 16 blood cells, which it never saw
     z = to_latents(model, images)
     back = to_images(model, z, images.shape[1:])
+    bits = kl(*model.encode(data.to_float(images))).mean() / math.log(2)
+    print(f"x {tuple(images.shape[1:])} -> z {tuple(z.shape[1:])}: "
+          f"{images[0].numel() // z[0].numel()} times fewer numbers; f = {model.f}")
+    print(f"z: standard deviation {z.std():.2f}, 1 on public images; {bits:.0f} bits an image [the KL term]")
     Path("runs").mkdir(exist_ok=True)
     save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
-    bits = kl(*model.encode(data.to_float(images))).mean() / math.log(2)
-    print(f"x {tuple(images.shape[1:])} = {images[0].numel():,} numbers -> "
-          f"z {tuple(z.shape[1:])} = {z[0].numel():,}, "
-          f"{images[0].numel() // z[0].numel()} times fewer; f = {model.f}")
-    print(f"z has standard deviation {z.std():.2f} here, 1 on public images, and tells {bits:.0f} bits of "
-          f"each image [the KL term]")
     print(f"{psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, D(E(x)) below")

@@ -230,7 +230,7 @@ def train_autoencoder(s: Settings) -> None:
         for name, p in model.named_parameters():
             p.copy_(average[name])
     autoencoder.measure_scale(model, images[:10_000])
-    autoencoder.save(out, model)
+    checkpoint.save(out, dict(autoencoder=autoencoder.state(model)), mode=0o644)
     Path(s.out + ".checkpoint").unlink()
     model = autoencoder.load(out).to(device)                             # as stored, in half precision
     back = autoencoder.to_images(model, autoencoder.to_latents(model, test), test.shape[1:]).cpu()

@@ -1,6 +1,8 @@
 """Shared by all tests: the repository on the path, a tiny UNet that runs in milliseconds, random examples."""
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,55 @@ import torch
 for name in ("CI", "BUILD_NUMBER"):          # where these are set, pytest shows the whole difference of two
     os.environ.pop(name, None)               # files, and needs hours to find it
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")                # for the processes that tests start, too
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import ddpm  # noqa: E402
 import lora  # noqa: E402
 import unet  # noqa: E402
+
+
+# -----------------------------------------------------------------------------
+# `python -m pytest`, without a file's name, is the work of two processes: here and, for these, another
+
+OTHERS = [f"test_{name}.py" for name in ("ablations", "audit", "distributed", "exercises", "faults")]
+
+
+def pytest_configure(config):
+    config.other = None
+    if config.args_source.name == "TESTPATHS" and not config.option.collectonly:
+        command = [sys.executable, "-m", "pytest", *config.invocation_params.args,
+                   *(str(ROOT / "tests" / name) for name in OTHERS)]
+        config.said = tempfile.TemporaryFile("w+")
+        config.other = subprocess.Popen(command, stdout=config.said, stderr=subprocess.STDOUT)
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.other and collection_path.name in OTHERS else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A failure there is a failure here; Ctrl-C and -x stop both."""
+    if other := session.config.other:
+        if exitstatus == pytest.ExitCode.INTERRUPTED or session.shouldfail:
+            other.terminate()
+        code, none = other.wait(), pytest.ExitCode.NO_TESTS_COLLECTED
+        if exitstatus in (pytest.ExitCode.OK, none) and code != none:
+            session.exitstatus = code
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.other:
+        config.said.seek(0)
+        terminalreporter.section("the other process")
+        terminalreporter.write(config.said.read())
+
+
+# -----------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ def start(out: str, *flags: str) -> int:
         os.dup2(log, 1), os.dup2(log, 2)
         for module, name, value in whole_runs.QUICK:
             setattr(module, name, value)
-        sys.argv = ["train.py", *whole_runs.FLAGS, "--steps", "30", "--seed", "7", "--out", out, *flags]
+        sys.argv = ["train.py", *whole_runs.FLAGS, "--steps", "16", "--seed", "7", "--out", out, *flags]
         train.main()
         sys.stdout.flush()
         os._exit(0)
