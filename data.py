@@ -25,10 +25,9 @@ ASSETS = ROOT / "assets"
 # -----------------------------------------------------------------------------
 # 1. images from disk, as uint8 tensors
 #
-# name -> (declared training size N, channels, side, classes), all from the data sets' own publications:
-# these are public constants, the privacy plan never counts the private images. (CelebA: no classes; its side
-# is after resizing. Cells: 17,092 less 17 exact copies, less a sixth to test on; counted, as on public data
-# one may.)
+# name -> (declared training size N, channels, side, classes), from the data sets' own publications: these are
+# public constants, no run counts the private images. (CelebA: no classes; its side is after resizing. Cells:
+# 17,092 less 17 exact copies, less a sixth to test on: counted by us, once, as on public data one may.)
 
 KNOWN = {"mnist": (60_000, 1, 28, 10), "fashion-mnist": (60_000, 1, 28, 10), "kmnist": (60_000, 1, 28, 10),
          "emnist-letters": (124_800, 1, 28, 26), "cells": (14_232, 3, 64, 8), "cifar10": (50_000, 3, 32, 10),
