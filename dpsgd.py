@@ -75,7 +75,7 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
     Fewer are filled up with blank ones, zeros of class 0, whose gradients are dropped. Without it the size of
     the last part, and so the rounding of everybody's gradient in it, would follow the size of the lot, which
     one example changes. `chunk` is declared, never taken from a lot.
-    Errors: more than `size` examples -> ValueError
+    Errors: more than `size` examples, or not one gradient for each -> ValueError
     """
     size = max(1, chunk)
 
@@ -84,7 +84,10 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
         if n > size:
             raise ValueError(f"full_chunks: {n} examples, expected at most {size}")
         filled = [torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e in examples]
-        return {name: g[:n] for name, g in per_sample(params, *filled).items()}
+        grads = per_sample(params, *filled)
+        if any(len(g) != size for g in grads.values()):
+            raise ValueError(f"full_chunks: expected {size} gradients of {size} examples, one each")
+        return {name: g[:n] for name, g in grads.items()}
     return full, size
 
 
@@ -154,16 +157,21 @@ def add_noise(total: Params, std: float, generator: torch.Generator | None = Non
 REACH = math.sqrt(2 * 53 * math.log(2))                  # 8.57 sigma: the longest pair of Box & Muller
 
 
-def tail(q: float, sigma: float, steps: int, reach: float = REACH) -> float:
+def tail(q: float, sigma: float, steps: int, weights: int, reach: float = REACH) -> float:
     """What no epsilon covers, to be added to delta: a bound on P(the noise had to reach beyond its reach).
 
-    A release further from the other images' sum than reach * sigma * C shows, beyond doubt, that the image
-    was in the lot. The image moves a pair of coordinates by 1 / sigma at most, in a step with probability q,
-    so the pair itself must exceed reach - 1 / sigma; a pair of normals has P(length > r) = exp(-r^2 / 2).
-    Example: q=1, sigma=0.4526, one step -> 1.7e-9; with float32's 24 bits, reach 5.768 -> 1.8e-3
+    A release with a pair of coordinates further from the other images' sum than reach * sigma * C shows,
+    beyond doubt, that the image was in the lot. The image moves pair j by a_j (in sigma C), a step, with
+    probability q, and a pair of normals has P(length > r) = exp(-r^2 / 2), so pair j gets there with at most
+    exp(-(reach - a_j)^2 / 2) - exp(-reach^2 / 2). The a_j^2 add up to 1 / sigma^2 or less: all in one pair
+    is the first term below; the part that is linear in a_j is largest spread over all pairs, the second.
+    Example: q=1, sigma=0.4526, one step, 25,280 weights -> 1.7e-9; with float32's reach of 5.768: 1.8e-3
     """
-    room = max(reach - 1 / sigma, 0.0) if sigma > 0 else 0.0
-    return min(steps * q * math.exp(-room**2 / 2), 1.0)
+    if sigma == 0:
+        return min(steps * q, 1.0)
+    together = math.exp(-max(reach - 1 / sigma, 0.0)**2 / 2)
+    spread = reach * math.sqrt(weights / 2) / sigma * math.exp(-reach**2 / 2)
+    return min(steps * q * (together + spread), 1.0)
 
 
 def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float,

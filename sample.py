@@ -79,7 +79,7 @@ def open_run(folder: Path, public: bool = False) -> tuple[unet.UNet, Autoencoder
     if unet.fingerprint(model, coder) != config["base_sha256"]:
         raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
                          f"expected the one whose weights have SHA-256 {config['base_sha256'][:12]}...")
-    if coder is not None:
+    if coder is not None and model.classes is not None:
         lora.new_classes(model, config["classes"], config["start"])
     if not public:
         model = lora.merge(lora.load(model, folder))         # one weight a layer: faster than W and B A apart

@@ -134,7 +134,7 @@ def finetune(s: Settings) -> None:
     model, coder = unet.load_with_coder(Path(s.base))
     base = unet.fingerprint(model, coder)                        # a name is not enough: files change
     declared = data.declared_classes(s.data, s.classes, model, own=coder is not None)
-    if coder is not None:
+    if coder is not None and model.classes is not None:
         lora.new_classes(model, declared["classes"], s.start)
     adapted = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     model.to(device)

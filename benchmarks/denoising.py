@@ -1,8 +1,8 @@
 """denoising.py -- how well does a run's adapter denoise real test images, t by t?
 
 The cheapest judge of settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real images.
-A small lot that gets the noise of a large one stands in for a long run:
-`train.py --B 512 --epsilon 490 --accountant rdp` has the sigma / B of `--B 4096 --epsilon 10`.
+A small lot that gets the noise of a large one stands in for a long run: `--B 512 --epsilon 490 --accountant
+rdp` has the sigma / B of `--B 4096 --epsilon 10` (train.py refuses so little noise today: docs/tuning.md).
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
 """

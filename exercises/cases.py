@@ -156,8 +156,9 @@ def layers():
              t([[1., 0.]]), torch.zeros(2, 1), 1.0, 1)
     yield on(f, "rank 1", "x goes through A (down to r numbers), then through B (up to d_out).",
              t([5., 7.]), eye, torch.zeros(2), t([[1., 0.]]), t([[0.], [2.]]), 1.0, 1)
-    yield on(f, "lora_alpha = 3, r = 2", "the update is scaled by lora_alpha / r, not by lora_alpha: so "
-             "changing r does not change its size, and a learning rate found at one rank serves at another.",
+    yield on(f, "lora_alpha = 3, r = 2", "the update is scaled by lora_alpha / r, not by lora_alpha: meant "
+             "to let one learning rate serve every r, if A is as large at every r. (Here A has std 1/r, so "
+             "train.py takes lora_alpha = r.)",
              t([1., 1.]), eye, t([1., 2.]), eye, eye, 3.0, 2)
     yield on(f, "3 in, 4 out, a batch of tokens", "x has any number of leading dimensions; vectors are in "
              "the last one: x @ W.mT.", rand(0, 2, 5, 3), *factors(1, 3, 4, 2), 2.0, 2, on_shape=True)
@@ -389,7 +390,7 @@ def integrals():
 def conversions():
     f = accountant.to_epsilon
     yield on(f, "one order", "the formula itself. If you have RDP - log(delta) / (a - 1): that is Mironov's "
-             "of 2017, valid, but it gives away a tenth of epsilon.", [1.0], [8.0], 1e-5)
+             "of 2017, valid, but it gives away a fifth of epsilon here.", [1.0], [8.0], 1e-5)
     yield on(f, "two orders", "each order proves an epsilon and all of them hold: the smallest is yours.",
              [0.5, 2.0], [4.0, 16.0], 1e-5)
     yield on(f, "almost nothing spent, a large delta", "the formula goes below 0 here; epsilon does not.",
@@ -453,6 +454,8 @@ def twice_C(*a, C, sigma, **kw):
 
 
 def draws_apart(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+    if examples[0].ndim < 2:                                             # no draws: the right step
+        return RIGHT(per_sample, params, examples, C=C, sigma=sigma, B=B, generator=generator, chunk=chunk)
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     for k in range(examples[0].shape[1] if len(examples[0]) else 0):
         for name, g in dpsgd.clip_and_sum(per_sample(params, *(e[:, k:k + 1] for e in examples)), C).items():

@@ -9,7 +9,7 @@ There is no closed form for a real order a, but a sum over a fine grid of z (the
 accurate here. The integrand overflows for large a / sigma^2: keep its LOGARITHM on the grid, and add up with
 logsumexp.
 Hint:     z from -14 sigma to a + 14 sigma in steps of sigma / 25 (and at most sigma^2 / 3);
-          log((1 - q) + q e^u) = logaddexp(log(1 - q), log(q) + u);
+          log((1 - q) + q e^u) = np.logaddexp(np.log(1 - q), np.log(q) + u), also at q = 1;
           log of a point's weight: log(step) - log(sigma sqrt(2 pi)) - z^2 / (2 sigma^2)
 Grade:    python -m pytest exercises -k ex10
 """

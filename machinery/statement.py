@@ -46,12 +46,11 @@ def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, decl
     adapted: the number of layers or tensors that are trained; where: "1 x cpu"
     Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
-    q = s.B / s.N
-    if s.epsilon < math.inf and dpsgd.tail(q, sigma, s.steps) > s.delta / 100:
+    q, trained = s.B / s.N, sum(p.numel() for p in trainable.values())
+    if s.epsilon < math.inf and dpsgd.tail(q, sigma, s.steps, trained) > s.delta / 100:
         raise ValueError(f"--epsilon {s.epsilon:g} leaves so little noise (sigma = {sigma:.3f}) that float64 "
                          f"normals are too short for delta = {s.delta:g}; expected a smaller --epsilon, or "
                          f"inf for a run without privacy")
-    trained = sum(p.numel() for p in trainable.values())
     total = sum(p.numel() for p in model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
@@ -72,8 +71,8 @@ def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, decl
     return "\n".join(lines)
 
 
-def after(s, sigma: float, steps: int) -> dict:
-    """privacy.json. epsilon is computed again, from the steps that ran.
+def after(s, sigma: float, steps: int, weights: int) -> dict:
+    """privacy.json. epsilon is computed again, from the steps that ran; weights: how many were trained.
 
     Errors: more was spent than promised -> RuntimeError, and the caller must publish nothing
     """
@@ -90,7 +89,7 @@ def after(s, sigma: float, steps: int) -> dict:
                 neighbours="add or remove one image", unit_of_privacy="one image",
                 N=s.N, B=s.B, q=s.B / s.N, C=s.C, K=s.K, sigma=sigma, steps=steps,
                 mechanism="Poisson-sampled Gaussian, one noise draw a step",
-                noise=NOISE if sigma > 0 else "none", tail=dpsgd.tail(s.B / s.N, sigma, steps),
+                noise=NOISE if sigma > 0 else "none", tail=dpsgd.tail(s.B / s.N, sigma, steps, weights),
                 accountant=s.accountant, epsilon_rdp=shown(rdp), epsilon_pld=shown(tight), best_order=order,
                 covers=COVERED if private else "nothing", does_not_cover=NOT_COVERED)
 
@@ -118,7 +117,8 @@ def publish(s, sigma: float, metrics: list, model, trainable: dict, shape: tuple
     metrics: a row a step; shape: (C, H, W) of an image; base: fingerprint of the public base; coder: its
     autoencoder or None
     """
-    out, facts = Path(s.out), after(s, sigma, len(metrics))
+    out, trained = Path(s.out), sum(p.numel() for p in trainable.values())
+    facts = after(s, sigma, len(metrics), trained)
     rows = [["step", "epsilon_rdp", "best_order"], *metrics]
     checkpoint.write_text(out / "metrics.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
     config = dict(dataclasses.asdict(s), channels=shape[0], side=shape[-1], base_sha256=base) | declared

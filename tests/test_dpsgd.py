@@ -297,7 +297,8 @@ def test_the_operating_systems_generators_differ_and_fill_the_whole_state():
                                    C=1, sigma=1, B=0),
     lambda: dpsgd.private_gradient(linear_per_sample, {"w": torch.ones(1)}, (torch.ones(1, 1),),
                                    C=1, sigma=1, B=1, chunk=0),
-    lambda: dpsgd.full_chunks(linear_per_sample, 2)[0]({"w": torch.ones(1)}, torch.ones(3, 1))])
+    lambda: dpsgd.full_chunks(linear_per_sample, 2)[0]({"w": torch.ones(1)}, torch.ones(3, 1)),
+    lambda: dpsgd.full_chunks(lambda p, x: {"w": x.repeat(2, 1)}, 2)[0]({}, torch.ones(2, 1))])
 def test_what_has_no_meaning_is_a_value_error(call):
     with pytest.raises(ValueError, match="expected"):
         call()

@@ -27,12 +27,12 @@ FLAGS = ("--data", "npz:private.npz", "--size", 64, "--classes", "a,b,c", "--B",
 C, B = 0.001, 12
 
 
-def public_base(path: Path) -> None:
+def public_base(path: Path, classes=12, names=NAMES) -> None:
     """A tiny base of latents, with its autoencoder, as pretrain.py would write it."""
     torch.manual_seed(0)
     coder = autoencoder.Autoencoder(channels=8, blocks=(1, 1))
     autoencoder.measure_scale(coder, PHOTOS)
-    model = unet.UNet(image_channels=4, channels=8, heads=2, classes=12, patch=1, names=NAMES)
+    model = unet.UNet(image_channels=4, channels=8, heads=2, classes=classes, patch=1, names=names)
     for p in (model.conv_out.weight, model.middle[0][1].proj.weight):    # they start at 0
         torch.nn.init.normal_(p, std=0.1)
     unet.save(path, model, coder=coder)
@@ -188,6 +188,15 @@ def test_images_without_classes_are_one_class_and_their_samples_have_no_labels()
         assert f.files == ["images"]
     with Image.open("grid.png") as grid:
         assert grid.width > grid.height, "one image a row"
+
+
+def test_a_base_of_latents_without_classes_makes_a_run_without_labels():
+    public_base(Path("no-classes.pt"), None, None)
+    code, _, err = finetune("--data", "npz:private.npz", "--size", 64, "--B", 12, "--N", 60, "--steps", 2,
+                            "--chunk", 12, "--base", "no-classes.pt", "--out", "run", picture=True)
+    assert code == 0, err
+    code, _, err = call(sample.main, "run", "--n", 2, "--steps", 2, "--npz", "s.npz")
+    assert code == 0 and "labels" not in np.load("s.npz").files, err
 
 
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])

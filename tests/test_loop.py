@@ -105,12 +105,12 @@ def test_privacy_json_says_exactly_this(monkeypatch):
     s = train.check(train.Settings(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
     sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
     rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
-    assert statement.after(s, sigma, 6) == {
+    assert statement.after(s, sigma, 6, 1000) == {
         "private": True, "epsilon": rdp, "delta": 1e-3,
         "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
-        "noise": "float64 normals, added in float64, rounded once", "tail": dpsgd.tail(Q, sigma, 6),
+        "noise": "float64 normals, added in float64, rounded once", "tail": dpsgd.tail(Q, sigma, 6, 1000),
         "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": pld.pld_epsilon(Q, sigma, 6, 1e-3),
         "best_order": order,
         "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
@@ -132,7 +132,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "or both",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
-        said = statement.after(public, 0.0 if public.seed is None else 5.0, 110)
+        said = statement.after(public, 0.0 if public.seed is None else 5.0, 110, 1000)
         assert (said["private"], said["covers"]) == (False, "nothing")
 
 

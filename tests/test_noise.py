@@ -2,7 +2,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
 
@@ -69,8 +71,15 @@ def test_the_longest_normal_reaches_as_far_as_delta_sigma_and_T_need():
     assert longest == pytest.approx(dpsgd.REACH) and len(runs) >= 6
     for run in runs:
         assert needed(**run) < longest, run
-        assert dpsgd.tail(run["q"], run["sigma"], run["steps"]) < run["delta"] / 100, run
+        assert dpsgd.tail(run["q"], run["sigma"], run["steps"], 10**6) < run["delta"] / 100, run
     assert needed(**runs[0]) > 5.77
+
+
+def test_the_shipped_statements_say_their_tail():
+    for path in (ROOT / "assets").glob("*-eps*/privacy.json"):
+        said, adapter = json.loads(path.read_text()), torch.load(path.parent / "adapter_model.bin")
+        weights = sum(p.numel() for p in adapter.values())
+        assert said["tail"] == dpsgd.tail(said["q"], said["sigma"], said["steps"], weights), path
 
 
 def test_the_radii_of_the_normals_lie_on_no_lattice_that_float32_has():
@@ -85,7 +94,26 @@ def test_the_radii_of_the_normals_lie_on_no_lattice_that_float32_has():
 def test_the_tail_is_an_upper_bound_of_the_chance_that_a_pair_had_to_be_longer(q, sigma, steps):
     """Exactly: the length of a pair of normals pushed by 1/sigma is noncentral chi, 2 degrees of freedom."""
     exact = q * steps * scipy.stats.ncx2.sf(dpsgd.REACH**2, 2, 1 / sigma**2)
-    assert min(exact, 1) <= dpsgd.tail(q, sigma, steps) <= max(30 * exact, 1e-12)
+    assert min(exact, 1) <= dpsgd.tail(q, sigma, steps, 2) <= max(30 * exact, 1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 6.0])
+@pytest.mark.parametrize("pairs", [1, 100, 50_000])
+def test_the_tail_is_an_upper_bound_however_a_gradient_is_spread(sigma, pairs):
+    """A share of its squared length in one pair, the rest in the others alike: each one's chance, integrated.
+
+    A pair shorter than reach is pushed beyond it if it points where it is pushed: arccos / pi of all ways.
+    """
+    reach = 4.0
+
+    def chance(a):
+        def at(r):
+            cosine = np.clip((reach**2 - a**2 - r**2) / (2 * a * r), -1, 1)
+            return r * math.exp(-r**2 / 2) * math.acos(cosine) / math.pi
+        return scipy.integrate.quad(at, max(reach - a, 0), reach, limit=200)[0] if a > 0 else 0.0
+    exact = [chance(share**0.5 / sigma) + pairs * chance(((1 - share) / pairs)**0.5 / sigma)
+             for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert max(exact) <= dpsgd.tail(1.0, sigma, 1, 2 * pairs + 2, reach) <= 30 * max(exact)
 
 
 def test_a_run_whose_noise_is_too_short_for_its_delta_is_refused():

@@ -67,10 +67,10 @@ def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
 
 
 def test_what_the_readme_says_of_two_runs_and_of_two_images():
-    """10.04, 14.25; 14.9 and 23.1, from the shipped statements and the default plan."""
+    """10.04, 14.25; 15.0 and 23.1, rounded up, from the shipped statements and the default plan."""
     eps1, eps10 = (shipped(f"mnist-eps{e}") for e in (1, 10))
     assert pld.joint_epsilon([eps1, eps10], 1e-5) == pytest.approx(10.04, abs=0.005)
     assert pld.joint_epsilon([eps10, eps10], 1e-5) == pytest.approx(14.25, abs=0.005)
     assert pld.joint_epsilon([eps10], 1e-5, images=2) == pytest.approx(23.1, abs=0.05)
     default = (512 / 60_000, accountant.calibrate(10, 1e-5, 512 / 60_000, 110), 110)
-    assert pld.joint_epsilon([default], 1e-5, images=2) == pytest.approx(14.9, abs=0.05)
+    assert pld.joint_epsilon([default], 1e-5, images=2) == pytest.approx(14.95, abs=0.05)

@@ -81,7 +81,7 @@ def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise(monkey
     loose, tight = (train.check(train.Settings(accountant=name)) for name in ("rdp", "pld"))
     sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, train.BOUND[s.accountant])
              for s in (loose, tight)]
-    said = [statement.after(s, sigma, s.steps) for s, sigma in zip((loose, tight), sigma)]
+    said = [statement.after(s, sigma, s.steps, 1) for s, sigma in zip((loose, tight), sigma)]
     assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
     assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10
     assert said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
@@ -170,9 +170,9 @@ def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
     monkeypatch.setattr(pld, "PLD_POINTS", 3**9)                        # stated beside
     s = train.check(train.Settings())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
-    assert statement.after(s, sigma, s.steps)["epsilon"] <= s.epsilon
+    assert statement.after(s, sigma, s.steps, 1)["epsilon"] <= s.epsilon
     with pytest.raises(RuntimeError, match="promised"):
-        statement.after(s, sigma, s.steps * 2)
+        statement.after(s, sigma, s.steps * 2, 1)
 
 
 def test_colour_folders_work_end_to_end(tmp_path):

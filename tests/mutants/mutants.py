@@ -361,7 +361,7 @@ MUTANTS = [
            "The statement repeats the wish: whatever ran, it says the same.",
            MORE + "the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted"),
     Mutant("steps are the steps wanted", "machinery/statement.py",
-           "after(s, sigma, len(metrics))", "after(s, sigma, s.steps)",
+           "after(s, sigma, len(metrics), trained)", "after(s, sigma, s.steps, trained)",
            "Steps that ran once more, or were lost, are not in the statement.",
            MORE + "the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted"),
     Mutant("a tenth of delta", "machinery/statement.py",
