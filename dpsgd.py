@@ -85,8 +85,8 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
             raise ValueError(f"full_chunks: {n} examples, expected at most {size}")
         filled = [torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e in examples]
         grads = per_sample(params, *filled)
-        if any(len(g) != size for g in grads.values()):
-            raise ValueError(f"full_chunks: expected {size} gradients of {size} examples, one each")
+        if any(len(g) != len(filled[0]) for g in grads.values()):
+            raise ValueError(f"full_chunks: expected one gradient of each of {len(filled[0])} examples")
         return {name: g[:n] for name, g in grads.items()}
     return full, size
 

@@ -478,6 +478,11 @@ MUTANTS = [
            "limit(world[\"q\"], proven, tight) and often <= delta", "limit(world[\"q\"], proven, tight)",
            "Noise without a tail passes.",
            NOISE + "the_audits_tail_event_finds_coarse_noise_and_not_ours[coarse_noise-5.77]"),
+    Mutant("the tail of one pair alone", "dpsgd.py",
+           "steps * q * (together + spread)",
+           "steps * q * together",
+           "A gradient spread over all weights passes the noise's reach more often than is stated.",
+           NOISE + "the_tail_is_an_upper_bound_however_a_gradient_is_spread[50000-1.0]"),
     # --- samples and files
     Mutant("the sampler is one t off", "ddpm.py",
            "[float(schedule.alpha_bar[t]) for t in times]",
