@@ -9,6 +9,7 @@ import data
 PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
 GARMENTS = dict(base="assets/base-clothes.pt")
 SMEARS = dict(base="assets/smears.pt")
+MANY = dict(delta=1e-6)      # from 100,000 images on: delta has to be below 1/N; the paper's for CelebA
 
 
 def of(name: str) -> dict:
@@ -18,9 +19,11 @@ def of(name: str) -> dict:
         return dict(PHOTOS, out=f"runs/{kind}")
     if kind not in data.KNOWN or kind == "mnist":
         return {}
-    if data.KNOWN[kind][1] == 3:
-        return dict(PHOTOS, **(SMEARS if kind == "cells" else {}), out=f"runs/{kind}")
-    return dict(GARMENTS if kind == "fashion-mnist" else {}, out=f"runs/{kind}")
+    N, channels, *_ = data.KNOWN[kind]
+    many = MANY if N >= 100_000 else {}
+    if channels == 3:
+        return dict(PHOTOS, **(SMEARS if kind == "cells" else {}), **many, out=f"runs/{kind}")
+    return dict(GARMENTS if kind == "fashion-mnist" else {}, **many, out=f"runs/{kind}")
 
 
 if __name__ == "__main__":
