@@ -51,8 +51,8 @@ COMPONENTS = {                                   # what is trained -> in words, 
     "lora": ("LoRA on qkv, projection; class embedding", (2e-2,)),
     "lora+embed": ("LoRA on qkv, projection, embedding layers; class embedding", (2e-2,)),
     "lora+conv": ("LoRA on qkv, projection, convolutions; class embedding", (5e-3,)),
-    "attention": ("attention, class embedding (DP-LDM)", (2e-3, 5e-4)),
-    "full": ("all weights", (2e-3, 5e-4))}
+    "attention": ("attention, class embedding (DP-LDM)", (3e-2, 8e-3, 2e-3, 5e-4)),
+    "full": ("all weights", (2e-3, 5e-4, 2e-4))}
 BARE = {"qkv": ["qkv"], "qkv+proj": ["qkv", "proj"]}     # LoRA's targets, no class embedding: not in train.py
 EXPERIMENTS = {                                        # name -> what differs from the base point, run by run
     "components": lambda base: [dict(train=what, epsilon=epsilon, lr=lr) for epsilon in (1.0, 10.0)
@@ -83,7 +83,7 @@ def same(row: dict, cell: dict, *but: str) -> bool:
     return all(row[c] == cell[c] for c in CELL if c not in but)
 
 
-def better_rate(cell: dict, rows: list[dict]) -> float:
+def best_rate(cell: dict, rows: list[dict]) -> float:
     """The rate of the best CNN accuracy among seed 0's runs that are like `cell`.
 
     The cell's own if there are none.
@@ -95,13 +95,13 @@ def better_rate(cell: dict, rows: list[dict]) -> float:
 def grid(names: list[str], seeds: int, judged: dict, rows: list[dict]) -> Iterator[dict]:
     """The cells in order, seed by seed.
 
-    `rows` grows meanwhile: of a component's rates only seed 0's better one goes on.
+    `rows` grows meanwhile: of a component's rates only seed 0's best goes on.
     """
     for seed in range(seeds):
         for name in names:
             for change in EXPERIMENTS[name](SCALES[judged["scale"]]):
                 cell = SCALES[judged["scale"]] | change | judged | dict(experiment=name, seed=seed)
-                if name != "components" or seed == 0 or cell["lr"] == better_rate(cell, rows):
+                if name != "components" or seed == 0 or cell["lr"] == best_rate(cell, rows):
                     yield cell
 
 
@@ -198,10 +198,10 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def groups(rows: list[dict], name: str) -> list[list[dict]]:
-    """An experiment's rows, a list per setting with its seeds; of a component only the better rate."""
+    """An experiment's rows, a list per setting with its seeds; of a component only the best rate."""
     found = {}
     for row in rows:
-        if row["experiment"] == name and (name != "components" or row["lr"] == better_rate(row, rows)):
+        if row["experiment"] == name and (name != "components" or row["lr"] == best_rate(row, rows)):
             found.setdefault(tuple(row[c] for c in CELL if c != "seed"), []).append(row)
     return list(found.values())
 
@@ -227,7 +227,7 @@ def table(rows: list[dict]) -> str:
         text, last = [*text, f"| {' | '.join([*line, str(len(g))])} |"], way
     return "\n".join([
         *text,
-        "\nMean ± sample standard deviation over n seeds; a component's rate is the better of two for seed 0,"
+        "\nMean ± sample standard deviation over n seeds; a component's rate is the best for seed 0,"
         "\nby CNN accuracy. "
         "Seeded runs are not private; these figures read private images, outside every guarantee."])
 
