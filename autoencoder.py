@@ -94,8 +94,9 @@ def kl(mu: Tensor, log_var: Tensor) -> Tensor:
 def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
     """(n,): ( |x - D(mu + sigma noise)|^2 + w KL ) / (number of values of x).   [Kingma & Welling, Eq. 10]
 
-    noise ~ N(0, I), of z's shape. The small w keeps z near N(0, I), and D used to a z that is a little off,
-    as a sampler's is. (LDM, Eq. 25, has an L1 error and two critics beside it.)
+    noise ~ N(0, I), of z's shape. The small w keeps z from growing without bound and sigma from falling to 0,
+    so D gets used to a z that is a little off, as a sampler's is. (LDM, Eq. 25, has an L1 error, a
+    perceptual loss and a discriminator.)
     """
     mu, log_var = model.encode(x)
     z = mu + (0.5 * log_var).exp() * noise                       # Kingma & Welling's reparameterisation

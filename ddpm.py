@@ -22,7 +22,7 @@ from torch import Tensor
 class Schedule:
     """How much signal is left at each of the T steps; t = 0 is the least noisy, T - 1 nearly pure noise.
 
-    kind "linear":  beta rises linearly from 0.0015 to 0.0195 over T steps   [the paper; its released code is
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T  [the paper; its released code is
                     linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10]
     kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
     """
@@ -87,7 +87,8 @@ def t_of(u: Tensor, timesteps: str = "uniform", schedule: Schedule = LINEAR) -> 
 def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
                      schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
     """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`. For public images: what an image
-    gets depends on who comes before it; private ones get theirs from draws.py.
+    gets depends on who comes before it; private ones get theirs from
+    machinery/draws.py.
 
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """
@@ -178,10 +179,10 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, guid
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
         last, seen = seen, ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)
-        last_snr, snr = snr, log_snr(a)
+        last_snr, snr = snr, half_log_snr(a)
         aim = seen
         if last is not None and a_next < 1:                              # neither the first jump nor the last
-            aim = seen + (log_snr(a_next) - snr) / (snr - last_snr) / 2 * (seen - last)
+            aim = seen + (half_log_snr(a_next) - snr) / (snr - last_snr) / 2 * (seen - last)
         noise = (x - a**0.5 * aim) / (1 - a) ** 0.5
         x = a_next**0.5 * aim + (1 - a_next) ** 0.5 * noise
     return x
@@ -196,8 +197,8 @@ def jumps(steps: int, schedule: Schedule) -> list[tuple[int, float, float]]:
     return list(zip(times, alpha_bar, alpha_bar[1:]))
 
 
-def log_snr(a: float) -> float:
-    """lambda in the DPM-Solver papers: the logarithm of signal over noise."""
+def half_log_snr(a: float) -> float:
+    """lambda of the DPM-Solver papers: log(signal / noise), amplitudes, so half the logarithm of SNR."""
     return 0.5 * math.log(a / (1 - a))
 
 

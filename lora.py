@@ -18,7 +18,7 @@ from torch import Tensor
 
 from machinery import checkpoint
 
-ATTENTION = ("qkv", "proj")                                      # the paper's targets (Sec. 4)
+ATTENTION = ("qkv", "proj")                                      # the paper's targets
 CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
 EMBEDDINGS = ("embed",)  # another: how t and label shift every channel, for next to no time
 TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
@@ -26,7 +26,7 @@ WHAT = (*TARGETS, "attention", "full")  # what can be trained; the last two are 
 
 
 class LoRALinear(nn.Module):
-    """W x + (lora_alpha / r) B A x around a frozen nn.Linear; the identity change at the start, since B = 0.
+    """W x + (lora_alpha / r) B A x around a frozen nn.Linear; no change at the start, since B = 0.
 
     Shapes: x (n, ..., d_in) -> (n, ..., d_out); lora_A (r, d_in), lora_B (d_out, r)
     Both factors may carry a leading dimension, one copy per example: lora_A (m, r, d_in), lora_B (m, d_out,
@@ -51,6 +51,9 @@ class LoRALinear(nn.Module):
     def delta(self) -> Tensor:
         """(d_out, d_in): the whole update (lora_alpha / r) B A, of rank at most r."""
         return self.scale * self.lora_B @ self.lora_A
+
+
+# an extension, for lora+conv alone; on a first reading go on at PerExampleEmbedding
 
 
 class ConvOfCopies(torch.autograd.Function):

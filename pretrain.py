@@ -4,9 +4,8 @@ The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that nobody owns, or t
 --autoencoder the same loop on their latents (Rombach et al. 2022, Sec. 3.2).
 
   $ python pretrain.py                                   # drawn digits: assets/base.pt again, as runs/base.pt
-  $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/autoencoder.pt
-  $ python pretrain.py --unet photos --autoencoder runs/autoencoder.pt --data folder:PHOTOS --out
-  runs/photos.pt
+  $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/ae.pt
+  $ python pretrain.py --unet photos --autoencoder runs/ae.pt --data folder:PHOTOS --out runs/photos.pt
 
 Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all
 is done.

@@ -1,6 +1,6 @@
 """train.py -- the paper's algorithm, once: public base, private low-rank adapters, a stated (epsilon, delta).
 
-A public base is frozen, LoRA factors are attached to its attention layers. Then, T times:    [DP-LoRA Alg. 1]
+A public base is frozen, LoRA factors are attached to its attention layers. Then, T times:     [DP-SGD Alg. 1]
 
     (i)    a lot: each of the N images is in it with probability q = B/N           dpsgd.poisson_sample
     (ii)   ONE gradient an image, of the mean loss of its K draws of (t, noise)    ddpm.loss
@@ -40,7 +40,7 @@ BOUND = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Public constants, each a flag, none computed from private images. By --data: machinery/recipes.py"""
+    """Public constants, each a flag. The defaults are MNIST's; other --data: machinery/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
     data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
     classes: str = ""            # declared names of folder: and npz:, with commas, or their number
@@ -94,9 +94,9 @@ def check(s: Settings) -> Settings:
 
 
 def with_draws(images: Tensor, labels: Tensor, names: Tensor, key: Tensor, step: int, classes, s) -> tuple:
-    """(x0, labels, t, noise): a lot's images, clean, and K draws of each, from (key, step, image) alone.
+    """(x0, labels, t, noise): a lot's images, clean, and K draws of each, from (key, step, name) alone.
 
-    So one image moves the sum by at most C even for someone who knows all draws: they need not be secret.
+    A name is made of one image's bytes, so no image moves the sum by more than C, all draws known or not.
     Shapes: images (n, C, H, W), labels, names (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
     """
     u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, names), s.K, images.shape[1:])

@@ -1,7 +1,8 @@
 """unet.py -- the network that predicts the noise, and the public base's file.
 
 A UNet (Ronneberger et al. 2015) of residual blocks and attention, told t and the class: Ho et al. 2020,
-App. B, with the changes of Dhariwal & Nichol 2021, "ADM". Nothing here knows about noising or privacy.
+App. B, with two things of Dhariwal & Nichol 2021, "ADM": several heads, attention on several levels. t and
+class are added to the features, as there; ADM scales them, too. Nothing here knows about noising or privacy.
 
   $ python unet.py            # what the default network is made of, level by level
 """

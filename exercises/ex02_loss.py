@@ -1,4 +1,4 @@
-"""ex02 -- one loss for each image, from K draws.                    [DDPM Eq. 14; DP-LoRA Alg. 1; 15 minutes]
+"""ex02 -- one loss for each image, from K draws.                     [DDPM Eq. 14; DPDM Sec. 3.2; 15 minutes]
 
 A single draw of (t, noise) says little about an image, and DP-SGD adds noise of its own. So look at each
 image K times:
