@@ -26,6 +26,21 @@ def test_equal_runs_together_are_one_run_of_all_their_steps():
     assert together == pytest.approx(pld.pld_epsilon(0.05, 1.2, 120, 1e-5), rel=1e-5)
 
 
+@pytest.mark.parametrize("width", [1e-5, 1e-2, 1.0])
+def test_the_mass_of_a_cell_is_off_by_no_more_than_its_bound(width):
+    """Phi(b/sigma) - Phi(a/sigma) with 60 digits, in both tails and in the middle."""
+    mpmath = pytest.importorskip("mpmath")                               # torch brings it
+    for a in np.random.default_rng(0).uniform(-28, 28, 150):
+        edges = np.array([a, a + width])
+        mass, error = pld._normal_mass(edges / 0.9)
+        with mpmath.workdps(60):
+            low, high = sorted(-abs(mpmath.mpf(e) / mpmath.mpf(0.9)) for e in edges)
+            exact = mpmath.ncdf(high) - mpmath.ncdf(low)
+            if a < 0 < a + width:
+                exact = 1 - mpmath.ncdf(high) - mpmath.ncdf(low)
+            assert abs(mass[0] - exact) <= error[0], a
+
+
 def test_different_runs_together_cost_more_than_each_and_less_than_their_sum():
     runs = [(0.02, 1.0, 60), (0.07, 0.8, 20)]
     each = [pld.pld_epsilon(*run, 1e-5) for run in runs]
