@@ -22,6 +22,7 @@ def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads
     """g_i = gradient of loss(params, *example_i) with respect to params: vmap(grad), the definition.
 
     Shapes:  loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
+    An example whose gradient is NaN spoils its own row alone.
     Example: loss = (w x)^2, w = 1, x = (1, 3) -> g = (2, 18)
     """
     raise NotImplementedError                                            # about 1 line

@@ -7,10 +7,10 @@ The guarantee of one step has two halves, and both can be seen from outside, by 
 
 Your function gets a step with the signature of dpsgd.private_gradient and says whether it breaks one of them.
 The grader has correct steps (the repository's, and one that draws its noise otherwise: no comparing of bits)
-and nine leaking ones.
+and twelve leaking ones.
 Hint:     short and long gradients (both entries of `toy`), no image at all, a NaN image, K draws that point
-          the same way; noise: some thousand numbers, C = 10 as well as C = 0.01, an empty lot, two steps in a
-          row
+          the same way; float32 rounds: allow C (1 + 1e-4); noise: some thousand numbers in each tensor,
+          C = 10 as well as C = 0.01, an empty lot, one of several chunks, two steps in a row
 Grade:    python -m pytest exercises -k ex13
 """
 from typing import Callable

@@ -25,7 +25,7 @@ def private_latents(encode: Callable, public: Tensor, private: Tensor) -> Tensor
     """z = s mu(x) for each private image, s measured on the public ones.             [Rombach et al., App. G]
 
     encode(x (n, C, H, W) float) -> (mu, log_var), (n, c, h, w) each: reads every image alone
-    Shapes:    public (m, C, H, W), private (n, C, H, W), both uint8 -> (n, c, h, w)
+    Shapes:    public (m, C, H, W), private (n, C, H, W), both uint8 -> (n, c, h, w); n may be 0
     Guarantee: latent i depends on image i and on public constants, and on nothing else
     Example:   encode returns x itself for mu; public: a pixel of 0 and one of 255 -> mu = -1, 1, s = 0.7071;
                private: a pixel of 0 -> z = -0.7071

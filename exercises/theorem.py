@@ -99,13 +99,13 @@ class Witness:
 
 def summary(cases: list[tuple[str, str, int]]) -> tuple[str, str]:
     """One theorem's fate: died if one of its cases did; else crashed, survived, or was never concerned."""
+    calls = sum(case[2] for case in cases)
+    if calls == 0:                                                       # whatever it died of was not the bug
+        return "unconcerned", "0 calls"
     for fate in ("died", "crashed"):
         for case in cases:
             if case[0] == fate:
                 return fate, case[1]
-    calls = sum(case[2] for case in cases)
-    if calls == 0:
-        return "unconcerned", "0 calls"
     return "survived", f"{calls} call{'s' * (calls != 1)} in {len(cases)} case{'s' * (len(cases) != 1)}"
 
 

@@ -185,18 +185,19 @@ def moves_too_far(step) -> bool:
 
 def noise_is_off(step) -> bool:
     """Is the noise of some lot, or at some C, not fresh Gaussian noise of std sigma C?"""
-    params = {"w": torch.zeros(1), "v": torch.zeros(20_000)}
+    params = {"w": torch.zeros(20_000), "v": torch.zeros(20_000)}
 
     def nothing(params, x):
         return {name: torch.zeros(len(x), *p.shape) for name, p in params.items()}
-    for n, C in ((0, 10.0), (3, 10.0), (3, 0.01)):
+    for n, C in ((0, 10.0), (5, 10.0), (5, 0.01)):
         generator = torch.Generator().manual_seed(n)
         first, second = (step(nothing, params, (torch.zeros(n, 4, 2),), C=C, sigma=2.0, B=5,
-                              generator=generator)["v"]
+                              generator=generator, chunk=2)
                          for _ in range(2))
-        for z in (first, (first - second) / math.sqrt(2)):
-            if not abs(float(z.std()) * 5 / (2.0 * C) - 1) < 0.03:
-                return True
+        for name in params:
+            for z in (first[name], (first[name] - second[name]) / math.sqrt(2)):
+                if not abs(float(z.std()) * 5 / (2.0 * C) - 1) < 0.03:
+                    return True
     return False
 
 
@@ -392,6 +393,35 @@ def noise_to_spare(*budget):
     return REPOSITORY.calibrate(*budget) * 1.02
 
 
+def nan_dropped_by_tensor(grads, C):
+    if not C > 0:
+        raise ValueError("C")
+    clean = {name: torch.where(g.flatten(1).isfinite().all(1).view(-1, *[1] * (g.ndim - 1)), g, 0)
+             for name, g in grads.items()}
+    return REPOSITORY.clip_and_sum(clean, C)
+
+
+def noise_shared_by_rows(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+    total = REPOSITORY.private_gradient(per_sample, params, examples, C=C, sigma=0.0, B=B, chunk=chunk)
+    return {name: g + sigma * C / B * torch.randn(g.shape[-1:], generator=generator)
+            for name, g in total.items()}
+
+
+def last_middle(epsilon, delta, q, steps):
+    if epsilon <= 0:
+        raise ValueError("epsilon")
+    low, high = 0.05, 0.05 if steps == 0 else 1.0
+    while steps and accountant.epsilon(q, high, steps, delta)[0] > epsilon:
+        high *= 2
+    while high / low > 1.0005:
+        middle = (low * high) ** 0.5
+        if accountant.epsilon(q, middle, steps, delta)[0] > epsilon:
+            low = middle
+        else:
+            high = middle
+    return 0 if steps == 0 else middle
+
+
 def moved_above_C(step):
     """The comparison that NaN passes."""
     params, lot = {"w": torch.zeros(1),
@@ -414,6 +444,23 @@ def same_bits_as_the_repository(step):
 
 def nothing_leaks(step):
     return False
+
+
+def one_tensor_is_enough(step):
+    """The noise to a factor of 4, of the last tensor alone."""
+    def std(C):
+        params = {"w": torch.zeros(1), "v": torch.zeros(20_000)}
+        result = step(lambda p, x: {k: torch.zeros(len(x), *v.shape) for k, v in p.items()}, params,
+                      (torch.zeros(0, 4, 2),), C=C, sigma=2.0, B=5,
+                      generator=torch.Generator().manual_seed(0))
+        return float(result["v"].std()) * 5 / (2.0 * C)
+    return moves_too_far(step) or not all(0.25 < std(C) < 4 for C in (10.0, 0.01))
+
+
+def scale_of_whichever_is_spread_more(encode, public, private):
+    mu = encode(data.to_float(private))[0]
+    spread = encode(data.to_float(public))[0].std()
+    return mu / (torch.maximum(spread, mu.std()) if mu.numel() > 1 else spread)
 
 
 def scale_of_the_private_images(encode, public, private):
@@ -457,13 +504,15 @@ WRONG = {                                                      # exercise -> mis
     "ex04": [scale_without_r, bias_forgotten],
     "ex05": [factors_swapped, merged_in_place],
     "ex06": [gradient_of_the_sum, gradients_by_jacobian],
-    "ex07": [nan_times_zero, clip_tensor_by_tensor, not_clipped, everybody_scaled_to_C],
-    "ex08": [realised_size, noise_without_C, noise_too_small, generator_ignored, no_noise_for_large_lots],
+    "ex07": [nan_times_zero, clip_tensor_by_tensor, not_clipped, everybody_scaled_to_C,
+             nan_dropped_by_tensor],
+    "ex08": [realised_size, noise_without_C, noise_too_small, generator_ignored, no_noise_for_large_lots,
+             noise_shared_by_rows],
     "ex09": [sigma_not_squared, no_noise_no_answer],
     "ex10": [amplified_gaussian, integrand_without_logarithm],
     "ex11": [conversion_of_2017, below_zero],
-    "ex12": [end_that_was_not_checked, noise_to_spare],
-    "ex13": [moved_above_C, same_bits_as_the_repository, nothing_leaks],
+    "ex12": [end_that_was_not_checked, noise_to_spare, last_middle],
+    "ex13": [moved_above_C, same_bits_as_the_repository, nothing_leaks, one_tensor_is_enough],
     "ex14": [scale_of_the_private_images, latents_drawn, channels_whitened_by_the_set,
-             channels_whitened_by_public_images, grey_levels_encoded],
+             channels_whitened_by_public_images, grey_levels_encoded, scale_of_whichever_is_spread_more],
 }
