@@ -1,7 +1,8 @@
 """checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
 
 A checkpoint holds the adapter, its average, the optimiser, the random generators, the key of the draws and
-the ledger of steps, so that a resumed run repeats bit for bit what an uninterrupted one would have done.
+the ledger of steps, so that a resumed run repeats what an uninterrupted one would have done, bit for bit on a
+CPU with the same --chunk.
 Repeating a step with NEW noise would be a second look at the private data that nobody counted.
 The generators' state would give the noise away: only the owner may read it, a finished run deletes it.
 

@@ -200,6 +200,16 @@ def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_pa
             data.place(names, base, 3)
 
 
+def test_a_label_below_0_is_of_no_declared_class_and_its_image_counts_as_none(tmp_path):
+    images = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.array([[0], [-1], [1]]))
+    everything, labels = data.load(f"npz:{tmp_path / 'x.npz'}", size=8)
+    kept, numbers = data.in_places(everything, labels, [4, 5])
+    assert torch.equal(kept, torch.from_numpy(images[[0, 2], None])) and numbers.tolist() == [4, 5]
+    with pytest.raises(ValueError, match="labels from -1 to 1; expected 0 to 9"):
+        data.fits(unet.UNet(), everything, labels, "x")                  # where no class is declared
+
+
 def test_garments_have_the_same_names_wherever_they_are_written_down():
     assert [name.replace("/", "-") for name in clothes.NAMES] == list(data.GARMENTS)
 

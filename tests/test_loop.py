@@ -125,9 +125,12 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "what the curator alone sees: the screen, the log, the exit code, how long each step takes, "
             "files' times",
             "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
+            "two folders that went on from copies of one checkpoint: they have the same noise, so publish one",
             "the network between ranks: clipped sums cross it before the noise is added",
             "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
             "cryptographic",
+            "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon ignores "
+            "that",
             "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
             "or both",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
