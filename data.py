@@ -229,8 +229,8 @@ def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
         raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
                          f"{channels} channels and a side that {step} divides: use another base")
     if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"--data {name} has labels from {int(labels.min())} to {int(labels.max())}; expected "
-                         f"0 to {classes - 1}: use another base")
+        raise ValueError(f"--data {name} has labels from {int(labels.min())} to {int(labels.max())}; "
+                         f"expected 0 to {classes - 1}: use another base")
 
 
 def table(classes: list[str], labels: list[int]) -> str:

@@ -86,9 +86,9 @@ def t_of(u: Tensor, timesteps: str = "uniform", schedule: Schedule = LINEAR) -> 
 
 def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
                      schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
-    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`. For public images: what an image
-    gets depends on who comes before it; private ones get theirs from
-    machinery/draws.py.
+    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`.
+
+    For public images: what an image gets depends on who comes before it; private ones: machinery/draws.py.
 
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """

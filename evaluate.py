@@ -139,9 +139,8 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels)
-        if places and labels.max() < len(places):
-            labels = torch.tensor(places)[labels]
-        return images, labels
+        known = labels >= 0                                              # as in training
+        return data.in_places(images[known], labels[known], places)
 
     images, labels = read("train")
     if len(images) < LEAST:
@@ -191,7 +190,8 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
                                    own.get("size") or source.shape[-1], source.shape[0],
                                    own.get("classes") or names, places)
     if a.fast:
-        real, labels, test = real[:3_000], labels[:3_000], test and (test[0][:1_000], test[1][:1_000])
+        few = max(1, len(real) // 3_000)                         # every few-th: files may be sorted by class
+        real, labels, test = real[::few], labels[::few], test and tuple(part[::few] for part in test)
     if source.shape != tuple(real.shape[1:]):
         raise ValueError(f"{a.source}: images are {source.shape}, those of {name} {tuple(real.shape[1:])}; "
                          f"pass --data")
@@ -205,7 +205,7 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
     n = a.n or (200 if a.fast else 10_000)
     source.labels = sample.trained_classes(source.model, source.run, n, below=classes)
     how = dict(steps=5 if a.fast else a.steps,
-               guidance=source.run["guidance"] if a.guidance is None else a.guidance)
+               guidance=a.guidance)
 
     def draw(model: unet.UNet) -> Tensor:
         same = torch.Generator(device).manual_seed(a.seed)
@@ -255,8 +255,7 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         from machinery import inception                  # here: it takes as long to import as torch itself
         fid_net = inception.FIDInception(a.inception, device)
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
-    sets, how = synthetic(a, source, classes, device)
-    images, labels = sets["synthetic"], source.labels
+    labels = source.labels                                               # None: not drawn yet, or none
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{a.source}: labels {labels.min()} to {labels.max()}, but {name} has "
                          f"0 to {classes - 1}")
@@ -269,6 +268,9 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     if fid_net:
         known, fid = fid_space(a, fid_net, name, real, folder)
         spaces["FID"] = fid_net, known
+
+    sets, how = synthetic(a, source, classes, device)                    # after whatever may refuse
+    images, labels = sets["synthetic"], source.labels
 
     rows = {}
     for what, x in sets.items():
@@ -351,8 +353,7 @@ def main() -> None:
     p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
     p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
     p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
-    p.add_argument("--guidance", type=float, default=None,
-                   help="classifier-free guidance w (default: 0.5, or what config.json says)")
+    p.add_argument("--guidance", type=float, default=sample.GUIDANCE, help="classifier-free guidance w")
     p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")

@@ -8,7 +8,6 @@ W is public and frozen; only A and B (and the class embedding) ever meet private
 """
 import itertools
 import json
-import math
 from pathlib import Path
 
 import torch

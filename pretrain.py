@@ -19,7 +19,6 @@ from typing import Callable
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ class Settings:
     base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
     autoencoder: str = ""          # diffuse in this autoencoder's latents (default: the base's, or pixels)
     weighting: str = "flat"        # of t in the loss: flat (DDPM), or even, made for clipping
-    flip: bool = False             # mirror half of the images: for photographs, not for digits
+    flip: bool = False             # mirror half of the photographs (an autoencoder's: always), never digits
     crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
     steps: int = 30_000            # optimiser steps
     batch: int = 128               # images per step
@@ -105,7 +104,7 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
     warm_up = 0.05 + 1e-9                                                # + : 20 steps divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=warm_up)
     kept = Path(s.out + ".checkpoint")
-    settings = dict(dataclasses.asdict(s), resume=True, device="")
+    settings = dict(dataclasses.asdict(s), images=[s.data, s.size])      # a private run compares them itself
     done = 0
     if s.resume:
         state = checkpoint.load(kept, settings)
@@ -143,7 +142,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
     minutes = (time.time() - begin) / 60
-    print(f"{s.steps} steps of {s.batch}, {minutes:.0f} minutes since the start or --resume, loss {mean:.4f}")
+    last = "" if mean is None else f", loss {mean:.4f}"                   # None: all steps were done before
+    print(f"{s.steps} steps of {s.batch}, {minutes:.0f} minutes since the start or --resume{last}")
     return average.shadow
 
 

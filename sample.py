@@ -46,15 +46,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def read_config(folder: Path) -> dict:
-    """A finished run's config.json, with the steps and guidance of its pictures: the defaults of --steps and
-    --guidance (older runs name their own).
-
-    Errors: not a run's folder -> ValueError
-    """
+    """A finished run's config.json. Errors: not a run's folder -> ValueError"""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
         config["base"], config["base_sha256"], config["side"]            # a KeyError now
-        return dict(sample_steps=STEPS, guidance=GUIDANCE) | config
+        return config
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by "
                          f"train.py") from None
@@ -188,13 +184,13 @@ def check(a: argparse.Namespace) -> None:
     """Refuse what has no meaning, in one line, before anything is drawn."""
     if a.n < 1 or a.batch is not None and a.batch < 1:
         raise ValueError(f"--n {a.n} --batch {a.batch}: expected at least 1")
-    if a.steps is not None and not 1 <= a.steps <= ddpm.LINEAR.T:
+    if not 1 <= a.steps <= ddpm.LINEAR.T:
         raise ValueError(f"--steps {a.steps}: expected 1 to {ddpm.LINEAR.T}")
     if not 0 <= a.eta < math.inf:
         raise ValueError(f"--eta {a.eta}: expected a number >= 0")
     if not 0 <= a.floor <= 255:
         raise ValueError(f"--floor {a.floor}: expected a grey level, 0 to 255")
-    if a.guidance is not None and not 0 <= a.guidance < math.inf:
+    if not 0 <= a.guidance < math.inf:
         raise ValueError(f"--guidance {a.guidance}: expected a number >= 0")
     if a.seed is not None and not 0 <= a.seed < 2**32:
         raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
@@ -221,11 +217,9 @@ def draw(a: argparse.Namespace) -> None:
         generator.seed()
     else:
         generator.manual_seed(a.seed)
-    steps = run["sample_steps"] if a.steps is None else a.steps
-    guidance = run["guidance"] if a.guidance is None else a.guidance
     labels = trained_classes(model, run, a.n)
-    images = generate(model, labels, (a.n, *image_shape(model, run)), sampler=a.sampler, steps=steps,
-                      eta=a.eta, guidance=guidance, floor=a.floor, batch=a.batch, generator=generator,
+    images = generate(model, labels, (a.n, *image_shape(model, run)), sampler=a.sampler, steps=a.steps,
+                      eta=a.eta, guidance=a.guidance, floor=a.floor, batch=a.batch, generator=generator,
                       coder=coder and coder.to(device))
     if a.out:
         classes = 1 if labels is None else len(labels.unique())
@@ -251,12 +245,11 @@ def main() -> None:
     p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
     p.add_argument("--sampler", choices=("ddim", "ddpm", "dpm"), default="ddim",
                    help="ddpm: all 1000 steps; dpm: second order, no --eta, the sharpest in few steps")
-    p.add_argument("--steps", type=int, default=None, help="DDIM steps, 1 to 1000 (default: 50)")
+    p.add_argument("--steps", type=int, default=STEPS, help="DDIM steps, 1 to 1000")
     p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
     p.add_argument("--floor", type=int, default=0,
                    help="grey levels (0 to 255) up to this become 0: an empty ground is empty")
-    p.add_argument("--guidance", type=float, default=None,
-                   help="classifier-free guidance w, 0: none (default: 0.5, or what config.json says)")
+    p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance w, 0: none")
     p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
     p.add_argument("--batch", type=int, default=None,
                    help="images per forward pass: memory only (default: 128 on a CPU, else 1000)")

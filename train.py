@@ -148,7 +148,7 @@ def finetune(s: Settings) -> None:
         print(statement.plan(s, sigma, trainable, model, adapted, f"{ranks} x {device.type}", declared))
     images, labels = private_images(s, model, coder, declared)
     shape = tuple(images.shape[1:])
-    mechanism = dict(dataclasses.asdict(s), resume=True, out="", ranks=ranks, sigma=sigma,
+    mechanism = dict(dataclasses.asdict(s), ranks=ranks, sigma=sigma,
                      base=base, private_images=checkpoint.fingerprint(images, labels))
     names = draws.names(images)                                  # whose draws: of an image's own bytes
     images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))  # this rank's share
@@ -192,7 +192,7 @@ def main() -> None:
     s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of)
     with screen.one_line("train.py", "lower --chunk, also with --resume"), distributed.answering():
         s = check(s)
-        with checkpoint.alone(Path(s.out) / ".in-use"):
+        with checkpoint.alone(Path(s.out) / ".in-use", fresh=not s.resume):
             finetune(s)
 
 

@@ -144,7 +144,7 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
 
 def real_runner(device: torch.device) -> Callable:
     """run(cell) -> figures; the judge (kept in runs/) and the real images' features are made here, once."""
-    real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
+    real, labels, test = evaluate.load_real(OTHERS["data"], None, None)
     judge = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
     known = evaluate.reference(judge[:-1], real)
     classes, shape = judge[-1].out_features, tuple(real.shape[1:])
@@ -284,26 +284,29 @@ def main() -> None:
     try:
         rows = [row for path in a.csv for row in read(path)]
         rows = [row for i, row in enumerate(rows) if not any(same(row, other) for other in rows[:i])]
-        for ok, message in [
-                (set(only) <= set(EXPERIMENTS), f"--only {a.only}: expected some of {','.join(EXPERIMENTS)}"),
-                (min(a.seeds, a.epochs) >= 1 and a.minutes > 0
-                 and images >= 10 and 1 <= a.sample_steps <= 1000,
-                 "expected --seeds and --epochs >= 1, --minutes above 0, --images >= 10, "
-                 "--sample-steps 1 to 1000"),
-                (look or len(a.csv) == 1, "several --csv: only for --table and --plots; runs go into one"),
-                (rows or not look,
-                 f"no rows in {', '.join(map(str, a.csv))}; run without --table and --plots first")]:
-            if not ok:
-                raise ValueError(message)
-        print(table(rows)) if a.table else None
-        plots(rows, judged, ROOT / "assets") if a.plots else None
+        if not set(only) <= set(EXPERIMENTS):
+            raise ValueError(f"--only {a.only}: expected some of {','.join(EXPERIMENTS)}")
+        if min(a.seeds, a.epochs) < 1 or not a.minutes > 0 or images < 10 or not 1 <= a.sample_steps <= 1000:
+            raise ValueError("expected --seeds and --epochs >= 1, --minutes above 0, --images >= 10, "
+                             "--sample-steps 1 to 1000")
+        if not look and len(a.csv) > 1:
+            raise ValueError("several --csv: only for --table and --plots; runs go into one")
+        if look and not rows:
+            raise ValueError(f"no rows in {', '.join(map(str, a.csv))}; run without --table and --plots "
+                             f"first")
+        if a.table:
+            print(table(rows))
+        if a.plots:
+            plots(rows, judged, ROOT / "assets")
         if not look:
             print("NOT PRIVATE: these runs have seeds, so anyone can repeat them; "
                   "comparing settings on private images lies outside every guarantee.\n"
                   f"rows: {a.csv[0]}", flush=True)
             checkpoint.try_writing(a.csv[0].resolve().parent)
             todo = lambda rows: grid([name for name in EXPERIMENTS if name in only], a.seeds, judged, rows)
-            work(a.csv[0], todo, real_runner(sample.pick_device(a.device)), a.minutes)
+            lock = a.csv[0].with_name(f".{a.csv[0].name}.in-use")       # two would lose each other's rows
+            with checkpoint.alone(lock):
+                work(a.csv[0], todo, real_runner(sample.pick_device(a.device)), a.minutes)
     except (ValueError, OSError) as e:
         p.error(str(e))
     except KeyboardInterrupt:

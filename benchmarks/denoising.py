@@ -7,7 +7,6 @@ rdp` has the sigma / B of `--B 4096 --epsilon 10` (train.py refuses so little no
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -52,7 +51,9 @@ def main() -> None:
             raise ValueError(f"--n {a.n}: expected at least 1")
         rows = [("base", sample.load_run(a.runs[0], public=True))]
         rows += [(run, sample.load_run(run)) for run in a.runs]
-        config = json.loads((Path(a.runs[0]) / "config.json").read_text())
+        config = sample.read_config(Path(a.runs[0]))
+        if data.KNOWN.get(config["data"], (0, 3))[1] != 1:
+            raise ValueError(f"{a.runs[0]} is of {config['data']}; expected grey images with a test set")
         images, labels = data.load(config["data"], "test", config["data_dir"] or None, config["size"])
     except (ValueError, OSError) as e:
         p.error(str(e))

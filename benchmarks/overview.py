@@ -50,7 +50,7 @@ def panel(images: Tensor, zoom: int) -> Image.Image:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--data-dir", default="datasets", help="the folder that holds Fashion-MNIST, or gets it")
+    p.add_argument("--data-dir", help="the folder that holds Fashion-MNIST, or gets it (default: datasets)")
     p.add_argument("--colour", action="store_true", help="the picture of docs/colour.md")
     a = p.parse_args()
     zoom, rows = 1 if a.colour else SCALE, []

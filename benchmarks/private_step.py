@@ -1,4 +1,4 @@
-"""private_step.py -- one private step as a picture, computed by dpsgd.py on a model of two weights.
+"""private_step.py -- one private step as a picture: lot, gradients and clipping by dpsgd.py, two weights.
 
 Every arrow is a result: a lot drawn by chance, one gradient an image, clipped to the circle of radius C,
 summed, noise added once, divided by the declared B.

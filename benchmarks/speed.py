@@ -30,7 +30,6 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import accountant  # noqa: E402
-import data  # noqa: E402
 import ddpm  # noqa: E402
 import dpsgd  # noqa: E402
 import lora  # noqa: E402
@@ -93,9 +92,8 @@ def ordinary_step(losses, trainable, example, chunk: int):
 def private_step(losses, trainable, example, chunk: int, by_copies: bool = True, C: float = 0.01,
                  sigma: float = 1.0):
     """A function that makes one step's private gradient: per-image gradients, clipped, summed, noised."""
-    one = lambda params, *ex: losses(params, *(e[None] for e in ex))[0]
     per_sample = (functools.partial(dpsgd.per_sample_grads_by_copies, losses) if by_copies else
-                  functools.partial(dpsgd.per_sample_grads, one))
+                  functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses)))
     generator = dpsgd.os_generator()
     return lambda: dpsgd.private_gradient(per_sample, trainable, example, C=C, sigma=sigma, B=len(example[0]),
                                           generator=generator, chunk=chunk)

@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-         "ankle boot")
-
 # -----------------------------------------------------------------------------
 # 1. patterns: every garment is a choice from each of several lists; a choice is parts
 # "kind x,y x,y ... ; kind ..."
@@ -240,13 +237,14 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
 
     Each image: a random class and pattern -> scale, shear, turn -> smooth bend -> a cloth of random
     brightness, folds and print -> seams and rim.
-    Shapes:  images (n, 1, 28, 28) float32 in [-1, 1] (-1: background), labels (n,) int64, an index into NAMES
+    Shapes:  images (n, 1, 28, 28) float32 in [-1, 1] (-1: background), labels (n,) int64, an index into
+             data.GARMENTS
     Errors:  n < 1 -> ValueError
     Source:  the frame and the order of the classes, Xiao, Rasul and Vollgraf 2017, section 2
-    Example: clothes(2, torch.Generator().manual_seed(0))[0].shape -> (2, 1, 28, 28)
+    Example: draw(2, torch.Generator().manual_seed(0))[0].shape -> (2, 1, 28, 28)
     """
     if n < 1:
-        raise ValueError(f"clothes: n = {n}, expected at least 1 image")
+        raise ValueError(f"draw: n = {n}, expected at least 1 image")
     if n > PIECE:  # one piece's maps fit in the cache: faster
         images, labels = zip(*(draw(min(PIECE, n - i), generator) for i in range(0, n, PIECE)))
         return torch.cat(images), torch.cat(labels)
@@ -257,8 +255,8 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
 
     def smooth(a: int, b: int) -> Tensor:                                # (n, 28, 28)
         return _linear(a) @ torch.randn(n, a, b, generator=generator) @ _linear(b).mT
-    labels, way = torch.randint(10, (n,), generator=generator), torch.randint(PER_CLASS, (n,),
-    generator=generator)
+    labels = torch.randint(10, (n,), generator=generator)
+    way = torch.randint(PER_CLASS, (n,), generator=generator)
     shoe, sleeved = torch.isin(labels, torch.tensor(SHOES)), torch.isin(labels, torch.tensor(SLEEVED))
 
     # where on the pattern each pixel comes from: the inverse of fit . turn . shear . scale, and a smooth bend
@@ -266,8 +264,8 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     fit = uniform(26.5, 28.5) / (2 * (halves[labels, way] * stretch).amax(1))
     flip = torch.where(shoe | (uniform(0, 1) < 0.5), 1.0, -1.0)
     turn, slant = uniform(-0.06, 0.06), uniform(-0.06, 0.06)
-    M = torch.stack([flip, slant - turn, turn, torch.ones(n)], -1).view(n, 2,
-    2) / (stretch * fit[:, None])[:, :, None]
+    M = torch.stack([flip, slant - turn, turn, torch.ones(n)], -1).view(n, 2, 2)
+    M = M / (stretch * fit[:, None])[:, :, None]
     axis = torch.arange(28.0) - 13.5
     pixel = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, 784, 2)
     bend = torch.stack([smooth(4, 4), smooth(4, 4)], -1).view(n, 784, 2) * uniform(0, 0.9, 1, 1)

@@ -98,8 +98,7 @@ def _templates() -> tuple[Tensor, Tensor]:
     """All drawings: distance to the pen's path (10, PER_DIGIT+1, FIELD, FIELD), points (10, ., POINTS, 2).
 
     Units: glyph heights / 2. The last drawing of each digit is the typeset one. Built once, from a fixed
-           seed:
-    the drawings are public and are the same for everybody.
+    seed: the drawings are public and are the same for everybody.
     """
     rng, fields, points = np.random.default_rng(0), [], []
     axis = torch.linspace(-REACH, REACH, FIELD)

@@ -78,14 +78,14 @@ def try_writing(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(lock: Path):
+def alone(lock: Path, fresh: bool = False):
     """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process
     id. Of several ranks the first holds it for all.
 
     Two runs in one folder would leave the statement of one beside the adapter of the other, which spent more.
     A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made
-    for the lock go again if nothing was written in them.
-    Errors: held by another program, or no place for it -> ValueError in one line
+    for the lock go again if nothing was written in them. fresh: the folder must not hold a run either.
+    Errors: held by another program, or no place for it, or a run there -> ValueError in one line
     """
     if not distributed.first():
         yield
@@ -106,6 +106,8 @@ def alone(lock: Path):
                 owner = _read(e.filename) or "another program"
                 raise ValueError(f"{lock.parent} is in use by {owner}; wait for it or choose another place; "
                                  f"if that is no program of ours, remove {e.filename}") from None
+            if fresh:
+                prepare_folder(lock.parent)
             yield
     finally:
         with contextlib.suppress(OSError):                               # the first that is not empty ends it
@@ -182,9 +184,8 @@ def load(path: Path, settings: dict) -> dict:
         elif before.get(k) != settings.get(k):
             changed.append(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now")
     if changed:
-        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): the privacy "
-                         f"statement covers one mechanism; resume with the same flags or start in another "
-                         f"--out")
+        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): one run is "
+                         f"one mechanism; resume with the same flags or start in another --out")
     return state
 
 
@@ -202,7 +203,8 @@ def fingerprint(*tensors: Tensor) -> str:
 
 def prepare_folder(out: Path) -> None:
     """Make the run's folder; refuse to write over another run."""
-    known = ("privacy.json", "checkpoint.pt", "adapter_model.bin", "config.json")
+    known = ("privacy.json", "checkpoint.pt", "adapter_model.bin", "adapter_config.json", "config.json",
+             "metrics.csv", "samples.png")
     mine = [name for name in known if (out / name).exists()]
     mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # of a killed run: they count
     if mine:

@@ -1,8 +1,7 @@
 """flags.py -- the fields of a settings dataclass as flags; --help is the comments beside them.
 
     steps: int = 110         # optimiser steps, one use of the private data each
-                             # (a comment may go on below)
-    ->  --steps STEPS   optimiser steps, one use of the private data each (a comment may go on below)
+    ->  --steps STEPS   optimiser steps, one use of the private data each (default: 110)
 """
 import dataclasses
 import inspect
@@ -13,19 +12,8 @@ from machinery import screen
 
 
 def comments(settings: type) -> dict[str, str]:
-    """name -> the comment beside the field, with the comment lines that follow it."""
-    found, name = {}, None
-    for line in inspect.getsource(settings).splitlines():
-        field = re.match(r"    (\w+): .*?  # (.*)", line)
-        more = re.match(r" {8,}# (.*)", line)
-        if field:
-            name = field[1]
-            found[name] = field[2]
-        elif more and name:
-            found[name] += " " + more[1]
-        else:
-            name = None
-    return found
+    """name -> the comment beside the field."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)", inspect.getsource(settings), re.M))
 
 
 def parse(settings: type, program: str, doc: str, argv: list[str], recipe=None):

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from machinery import screen
+
 # -----------------------------------------------------------------------------
 # 1. a folder of pictures
 
@@ -55,7 +57,7 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None,
     Errors: a sub-folder not among `classes`, no picture, an unreadable one -> ValueError that names it
     """
     from PIL import Image
-    known = Image.registered_extensions()                                # ".png" -> "PNG", and 70 more
+    known = [end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN]   # ".png", ..
     there = subfolders(path)
     unknown = [name for name in there if classes is not None and name not in classes]
     if unknown:
@@ -214,5 +216,7 @@ def load_npz(path: Path, split: str, size: int) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    for name in subfolders(Path((sys.argv + ["."])[1])):
-        print(f"{name}: {sum(1 for _ in (Path((sys.argv + ['.'])[1]) / name).rglob('*.*'))} files")
+    here = Path((sys.argv + ["."])[1])
+    with screen.one_line("folders.py", "close other programs"):
+        for name in subfolders(here):
+            print(f"{name}: {sum(1 for _ in (here / name).rglob('*.*'))} files")

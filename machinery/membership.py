@@ -35,7 +35,8 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
     names = draws.names(pictures)
     secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
-    for step in tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False):
+    bar = tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False, disable=screen.hide_bar())
+    for step in bar:
         lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
         examples = train.with_draws(pictures[lot], labels[lot], names[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
@@ -48,10 +49,10 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
 
 
 @torch.no_grad()
-def losses(model: unet.UNet, pictures: Tensor, labels: Tensor, draws: int = 64) -> Tensor:
-    """(n,): each image's loss, the mean over `draws` (t, noise) that are the same for every model."""
+def losses(model: unet.UNet, pictures: Tensor, labels: Tensor, K: int = 64) -> Tensor:
+    """(n,): each image's loss, the mean over K draws of (t, noise) that are the same for every model."""
     generator, x0 = torch.Generator().manual_seed(0), data.to_float(pictures)
-    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, draws, generator))
+    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, K, generator))
                       for x, l in zip(x0.split(8), labels.split(8))])
 
 

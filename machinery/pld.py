@@ -271,6 +271,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps of one run")
     a = parser.parse_args()
     with screen.one_line(parser.prog, "no more can be lowered"):
+        if a.images != 1 and not a.runs:
+            raise ValueError(f"--images {a.images}: expected a run's privacy.json with it")
         if a.runs:
             runs = [accountant.read_run(path) for path in a.runs]
             spent = joint_epsilon(runs, a.delta, a.images)

@@ -19,7 +19,6 @@ import data
 import dpsgd
 import lora
 import sample
-import unet
 from machinery import checkpoint, pld
 
 CURATORS = ("chunk", "device", "resume", "peek")     # how a run went may tell how large its lots were

@@ -4,6 +4,8 @@ They are drawn, deterministic, in the documented frame, and show their class.
 """
 import pytest
 import torch
+
+import data
 from drawings import clothes
 
 
@@ -47,7 +49,7 @@ def test_the_background_is_exactly_black(drawn):
 
 def test_every_class_is_equally_likely(drawn):
     count = torch.bincount(drawn[1], minlength=10)
-    assert len(count) == 10 == len(clothes.NAMES)
+    assert len(count) == 10 == len(data.GARMENTS)
     assert (count - 300).abs().max() < 5 * (3000 * 0.1 * 0.9) ** 0.5, count.tolist()
 
 
@@ -69,7 +71,7 @@ def test_fewer_than_one_image_is_an_error(n):
 
 def test_garments_have_their_proportions(drawn):
     height, width = (side.float() for side in box(drawn[0]))
-    of = lambda name: drawn[1] == clothes.NAMES.index(name)
+    of = lambda name: drawn[1] == data.GARMENTS.index(name)
     for name in ("trouser", "dress"):
         assert (height > width)[of(name)].float().mean() > 0.95, f"{name}: tall and narrow"
     for name in ("sneaker", "sandal"):

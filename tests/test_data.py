@@ -10,7 +10,7 @@ import torch
 
 import data
 import unet
-from drawings import clothes, glyphs
+from drawings import glyphs
 from machinery import folders
 
 
@@ -208,10 +208,6 @@ def test_a_label_below_0_is_of_no_declared_class_and_its_image_counts_as_none(tm
     assert torch.equal(kept, torch.from_numpy(images[[0, 2], None])) and numbers.tolist() == [4, 5]
     with pytest.raises(ValueError, match="labels from -1 to 1; expected 0 to 9"):
         data.fits(unet.UNet(), everything, labels, "x")                  # where no class is declared
-
-
-def test_garments_have_the_same_names_wherever_they_are_written_down():
-    assert [name.replace("/", "-") for name in clothes.NAMES] == list(data.GARMENTS)
 
 
 # --- arrays

@@ -284,6 +284,16 @@ def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
     assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)]
 
 
+@pytest.mark.parametrize("mine", ["metrics.csv", "samples.png", "adapter_config.json"])
+def test_a_folder_with_anything_that_a_run_would_replace_is_refused_before_an_image_is_read(mine, monkeypatch):
+    Path("run").mkdir()
+    Path("run", mine).write_text("somebody's")
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("read"))
+    code, _, err = finetune("--out", "run")
+    assert code == 2 and f"already holds a run ({mine})" in err and len(err.splitlines()) == 1, err
+    assert [p.name for p in Path("run").iterdir()] == [mine] and Path("run", mine).read_text() == "somebody's"
+
+
 def test_a_folder_with_strips_of_a_killed_run_is_refused():
     Path("run").mkdir()
     Path("run", "peek-00003.png").touch()

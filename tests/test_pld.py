@@ -66,6 +66,13 @@ def test_a_number_of_images_that_is_none_is_refused(images):
         pld.joint_epsilon([(0.1, 1.0, 1)], 1e-5, images)
 
 
+def test_several_images_without_a_run_are_refused_not_ignored(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pld", "--sigma", "0.45", "--images", "2"])
+    with pytest.raises(SystemExit, match="2"):
+        pld.main()
+    assert "--images 2: expected a run's privacy.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("images", [2, 4])
 def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
     """delta(epsilon) = integral of (P - e^epsilon Q)_+, P the mixture over how many are in the lot."""

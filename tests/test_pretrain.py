@@ -63,6 +63,19 @@ def test_an_interrupted_run_leaves_no_base_and_resumes_to_the_same_bytes(tmp_pat
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_step(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+    monkeypatch.setattr(unet, "save", full)
+    with pytest.raises(OSError):
+        pretrain.pretrain(settings(tmp_path))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="cannot resume .*glyphs.*clothes"):
+        pretrain.pretrain(settings(tmp_path, data="clothes", resume=True))   # another run's images
+    pretrain.pretrain(settings(tmp_path, resume=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["base.pt"]
+
+
 def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monkeypatch):
     make_folder(tmp_path / "photos")
     how = dict(data=f"folder:{tmp_path / 'photos'}", size=16, crop=8, batch=2)
