@@ -247,9 +247,10 @@ def test_the_fft_error_is_counted_in_pld(monkeypatch):
     """Without the tilt that makes it small, the float64 error of the FFT is larger than delta."""
     monkeypatch.setattr(pld, "PLD_POINTS", 3**9)
     monkeypatch.setattr(pld, "_tilt", lambda *_: 1e-9)
-    for sigma, steps in unsampled(40):
-        exact = gaussian_epsilon(sigma / steps**0.5, 1e-14)
-        assert pld_epsilon(1, sigma, steps, 1e-14) >= exact, (sigma, steps)
+    for delta in (3e-15, 1e-15):
+        for sigma, steps in unsampled(40):
+            exact = gaussian_epsilon(sigma / steps**0.5, delta)
+            assert pld_epsilon(1, sigma, steps, delta) >= exact, (delta, sigma, steps)
 
 
 def test_pld_is_tighter_than_rdp_and_clt_is_not_a_bound(monkeypatch):
