@@ -204,8 +204,7 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
         return {"synthetic": source.images}, {}
     n = a.n or (200 if a.fast else 10_000)
     source.labels = sample.trained_classes(source.model, source.run, n, below=classes)
-    how = dict(steps=5 if a.fast else a.steps,
-               guidance=a.guidance)
+    how = dict(steps=5 if a.fast else a.steps, guidance=a.guidance)
 
     def draw(model: unet.UNet) -> Tensor:
         same = torch.Generator(device).manual_seed(a.seed)

@@ -6,7 +6,6 @@ W is public and frozen; only A and B (and the class embedding) ever meet private
 
   $ python lora.py            # the default UNet before and after `inject`
 """
-import itertools
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from machinery import checkpoint
+from machinery.kernels import conv_of_copies
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets
 CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
@@ -52,50 +52,6 @@ class LoRALinear(nn.Module):
         return self.scale * self.lora_B @ self.lora_A
 
 
-# an extension, for lora+conv alone; on a first reading go on at PerExampleEmbedding
-
-
-class ConvOfCopies(torch.autograd.Function):
-    """conv2d(x, A[0]) for m EQUAL copies of a kernel, A (m, r, c, k, k); backward: a gradient for each copy.
-
-    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). All copies being equal, output and x's gradient
-    are one ordinary convolution's; only the kernels' gradients are kept apart. (Copies that differ would be
-    ignored in silence: forward reads A[0] alone.)
-    """
-
-    @staticmethod
-    def forward(ctx, x, A, stride, padding):
-        ctx.save_for_backward(x, A[0])
-        ctx.m, ctx.how = len(A), (stride, padding)
-        return F.conv2d(x, A[0], None, stride, padding)
-
-    @staticmethod
-    def backward(ctx, g):                                                # g (n, r, h', w')
-        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)        # g may be bfloat16: unet.autocast
-        each = kernels_by_places if x.is_cuda else kernels_by_groups
-        back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how) if ctx.needs_input_grad[0] else None
-        return back, each(x, g, ctx.m, A.shape, *ctx.how), None, None
-
-
-def kernels_by_groups(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """(m, *shape): each copy's gradient, from x and the output's gradient g: one convolution of m groups."""
-    x, g = (y.view(m, -1, *y.shape[1:]).transpose(0, 1).flatten(1, 2) for y in (x, g))   # (n/m, m c, h, w)
-    kernels = (m * shape[0], *shape[1:])
-    return torch.nn.grad.conv2d_weight(x, kernels, g, stride, padding, groups=m).view(m, *shape)
-
-
-def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """The same as a matrix product an image for each of the k x k places of a kernel: on a GPU, where many
-    groups are slow.
-    """
-    (h, w), (down, right) = g.shape[2:], stride
-    x, places = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), []
-    for i, j in itertools.product(range(shape[2]), range(shape[3])):
-        seen = x[:, :, i:i + down * h:down, j:j + right * w:right]       # (n, c, h', w'), what place i, j saw
-        places.append(g.flatten(2) @ seen.flatten(2).mT)                 # (n, r, c)
-    return torch.stack(places, -1).view(m, -1, *shape).sum(1)
-
-
 class LoRAConv2d(nn.Module):
     """conv(x) + (lora_alpha / r) B * (A * x): a k x k convolution down to r channels, then 1 x 1 up.
 
@@ -116,7 +72,7 @@ class LoRAConv2d(nn.Module):
         if A.ndim == 4:
             update = F.conv2d(F.conv2d(x, A, None, stride, padding), B)
         else:
-            update = ConvOfCopies.apply(ConvOfCopies.apply(x, A, stride, padding), B, (1, 1), (0, 0))
+            update = conv_of_copies(conv_of_copies(x, A, stride, padding), B, (1, 1), (0, 0))
         return self.base(x) + self.scale * update
 
     def delta(self) -> Tensor:

@@ -112,10 +112,13 @@ def _removed_and_added(runs, delta, images) -> tuple[float, float]:
         removed.append((present, without, error_present, error_without, steps))
         added.append((without[::-1], present[::-1], error_without[::-1], error_present[::-1], steps))
     # added: the same masses, loss -> -loss
-    # edges as float64 has them are those of other losses, in all steps by no more than
-    slack = sum(4 * EPS * steps * (2 * L - math.log(q) + 1 / sigma**2 + 40 / sigma + 2)
-                for q, sigma, steps in runs)
+    slack = sum(steps * _edge_error(q, sigma, L) for q, sigma, steps in runs)
     return tuple(_composed_epsilon(pairs, loss, delta, tilt, far) + slack for pairs in (removed, added))
+
+
+def _edge_error(q, sigma, L) -> float:
+    """How far the loss at an edge that float64 has found lies from the grid's, at most, for one image."""
+    return 4 * EPS * (2 * L - math.log(q) + 1 / sigma**2 + 40 / sigma + 2)
 
 
 def _times_in_a_lot(q, images) -> np.ndarray:

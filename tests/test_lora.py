@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import lora
 import unet
 from conftest import examples, tiny_adapted, tiny_unet
+from machinery import kernels
 
 BOTH = lora.ATTENTION + lora.CONVOLUTIONS
 
@@ -80,14 +81,14 @@ def test_a_rank_outside_the_layer_is_refused(rank):
         lora.inject(tiny_unet(), rank, 2.0)
 
 
-@pytest.mark.parametrize("kernels", [lora.kernels_by_groups, lora.kernels_by_places])
+@pytest.mark.parametrize("each", [kernels.kernels_by_groups, kernels.kernels_by_places])
 @pytest.mark.parametrize("k, stride, padding", [
     (3, (1, 1), (1, 1)), (3, (2, 1), (0, 2)), (1, (1, 1), (0, 0))])
-def test_each_copy_of_a_kernel_gets_the_gradient_of_its_own_images(kernels, k, stride, padding):
+def test_each_copy_of_a_kernel_gets_the_gradient_of_its_own_images(each, k, stride, padding):
     """By groups, as on a CPU, and by matrix products, as on a GPU; 3 copies, 2 images each."""
     x, A = torch.randn(6, 4, 9, 8), torch.randn(5, 4, k, k)
     g = torch.randn_like(F.conv2d(x, A, None, stride, padding))
-    found = kernels(x, g, 3, A.shape, stride, padding)
+    found = each(x, g, 3, A.shape, stride, padding)
     for i, own in enumerate((slice(0, 2), slice(2, 4), slice(4, 6))):
         A.requires_grad_()
         (expected,) = torch.autograd.grad(F.conv2d(x[own], A, None, stride, padding), A, g[own])

@@ -41,6 +41,19 @@ def test_the_mass_of_a_cell_is_off_by_no_more_than_its_bound(width):
             assert abs(mass[0] - exact) <= error[0], a
 
 
+@pytest.mark.parametrize("q, sigma", [(0.004, 0.42), (0.02, 0.9), (0.14, 5.5), (1.0, 2.0)])
+def test_an_edge_of_the_grid_has_its_loss_up_to_the_bound(q, sigma):
+    """log(1 - q + q e^((2z - 1)/(2 sigma^2))) with 60 digits, at the z that float64 finds."""
+    mpmath = pytest.importorskip("mpmath")
+    loss = np.random.default_rng(0).uniform(-20, 20, 400)
+    for l, z in zip(loss, pld._z_of(loss, q, sigma, 1)):
+        with mpmath.workdps(60):
+            if abs(z) < 40 * sigma:                                      # beyond lies no mass that counts
+                ratio = mpmath.exp((2 * mpmath.mpf(z) - 1) / (2 * mpmath.mpf(sigma)**2))
+                found = mpmath.log(1 - mpmath.mpf(q) + q * ratio)
+                assert abs(found - mpmath.mpf(l)) <= pld._edge_error(q, sigma, 20.0), l
+
+
 def test_different_runs_together_cost_more_than_each_and_less_than_their_sum():
     runs = [(0.02, 1.0, 60), (0.07, 0.8, 20)]
     each = [pld.pld_epsilon(*run, 1e-5) for run in runs]

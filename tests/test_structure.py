@@ -10,10 +10,10 @@ from conftest import ROOT
 FILES = {p.stem: p for folder in (".", "machinery", "drawings") for p in ROOT.glob(f"{folder}/*.py")}
 ALLOWED = {                                                              # file -> those of ours it may import
     "screen": set(), "distributed": set(), "draws": set(), "folders": {"screen"}, "inception": set(),
-    "glyphs": set(), "clothes": set(), "smears": set(), "flags": {"screen"},
+    "kernels": set(), "glyphs": set(), "clothes": set(), "smears": set(), "flags": {"screen"},
     "checkpoint": {"distributed", "screen"},
     "data": {"folders"}, "autoencoder": {"checkpoint", "data", "screen"}, "recipes": {"data"},
-    "unet": {"autoencoder", "checkpoint", "data"}, "ddpm": set(), "lora": {"checkpoint"},
+    "unet": {"autoencoder", "checkpoint", "data"}, "ddpm": set(), "lora": {"checkpoint", "kernels"},
     "dpsgd": {"distributed"}, "accountant": {"screen"}, "pld": {"accountant", "screen"},
     "sample": {"autoencoder", "checkpoint", "data", "ddpm", "lora", "screen", "unet"},
     "statement": {"accountant", "checkpoint", "data", "dpsgd", "lora", "pld", "sample"},

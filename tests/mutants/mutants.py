@@ -66,7 +66,7 @@ MUTANTS = [
            "q_sample((x0 - x0.mean(0))[:, None], t, noise, schedule)",
            "One image leaks into the gradients of all others through the mean.",
            DPSGD + "one_image_leaves_the_gradients_of_the_others_alone"),
-    Mutant("a convolution's copies share their images", "lora.py",
+    Mutant("a convolution's copies share their images", "machinery/kernels.py",
            ".view(m, -1, *shape).sum(1)", ".view(-1, m, *shape).sum(0)",
            "One image's gradient holds draws of another: clipping it does not bound what that image adds.",
            LORA + "each_copy_of_a_kernel_gets_the_gradient_of_its_own_images"),
