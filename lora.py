@@ -14,8 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from machinery import checkpoint
-from machinery.kernels import conv_of_copies
+from machinery import checkpoint, kernels
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets
 CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
@@ -72,7 +71,7 @@ class LoRAConv2d(nn.Module):
         if A.ndim == 4:
             update = F.conv2d(F.conv2d(x, A, None, stride, padding), B)
         else:
-            update = conv_of_copies(conv_of_copies(x, A, stride, padding), B, (1, 1), (0, 0))
+            update = kernels.conv_of_copies(kernels.conv_of_copies(x, A, stride, padding), B, (1, 1), (0, 0))
         return self.base(x) + self.scale * update
 
     def delta(self) -> Tensor:
