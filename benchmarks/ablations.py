@@ -144,7 +144,7 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
 
 def real_runner(device: torch.device) -> Callable:
     """run(cell) -> figures; the judge (kept in runs/) and the real images' features are made here, once."""
-    real, labels, test = evaluate.load_real(OTHERS["data"], None, None)
+    real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
     judge = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
     known = evaluate.reference(judge[:-1], real)
     classes, shape = judge[-1].out_features, tuple(real.shape[1:])

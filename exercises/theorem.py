@@ -115,7 +115,9 @@ def fates_on(bug: str, targets: list[str]) -> dict[str, tuple[str, str]]:
     witness = Witness(calls)
     with installed(bug, calls):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            pytest.main([*targets, "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[witness])
+            # without the second plugin, which collects garbage five times over: a second for each bug
+            pytest.main([*targets, "-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception",
+                         f"--rootdir={ROOT}"], plugins=[witness])
     return {name: summary(cases) for name, cases in witness.fates.items()}
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import conftest  # noqa: E402, F401  (puts the repository on the path)
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401  (the first optimizer imports it, for seconds: once, here)
 import train  # noqa: E402
 import whole_runs  # noqa: E402
 
