@@ -136,7 +136,7 @@ def finetune(s: Settings) -> None:
     declared = data.declared_classes(s.data, s.classes, model, own=coder is not None)
     if coder is not None and model.classes is not None:
         lora.new_classes(model, declared["classes"], s.start)
-    adapted = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
+    layers = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     model.to(device)
     trainable, frozen = lora.split(model)                        # all that private data can touch; the rest
 
@@ -145,7 +145,7 @@ def finetune(s: Settings) -> None:
     if s.epsilon < math.inf:
         sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, BOUND[s.accountant])
     if rank == 0:
-        print(statement.plan(s, sigma, trainable, model, adapted, f"{ranks} x {device.type}", declared))
+        print(statement.plan(s, sigma, trainable, model, coder, layers, f"{ranks} x {device.type}", declared))
     images, labels = private_images(s, model, coder, declared)
     shape = tuple(images.shape[1:])
     mechanism = dict(dataclasses.asdict(s), ranks=ranks, sigma=sigma,

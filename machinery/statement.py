@@ -41,10 +41,10 @@ NOT_COVERED = [
 ]
 
 
-def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, declared: dict) -> str:
+def plan(s, sigma: float, trainable: dict, model, coder, layers: int, where: str, declared: dict) -> str:
     """Every public constant of a run (train.Settings s), before the first private image is read.
 
-    adapted: the number of layers or tensors that are trained; where: "1 x cpu"
+    coder: the base's autoencoder, or None; layers: how many layers or tensors are trained; where: "1 x cpu"
     Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
     q, trained = s.B / s.N, sum(p.numel() for p in trainable.values())
@@ -65,8 +65,11 @@ def plan(s, sigma: float, trainable: dict, model, adapted: int, where: str, decl
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
                      "tests and teaching.")
-    lines.append(f"          {s.train} on {s.base}: {adapted} layers adapted, lr {s.lr:g}, draws {s.draws}; "
+    lines.append(f"          {s.train} on {s.base}: {layers} layers adapted, lr {s.lr:g}, draws {s.draws}; "
                  f"{where}")
+    if coder is not None:
+        rows = f"; class rows start from: {s.start}" if model.classes is not None else ""
+        lines.append(f"          in the latents of that file's autoencoder{rows}")
     if s.data not in data.KNOWN and declared:
         lines.append("          declared classes, and the base's: " + data.table(**declared))
     return "\n".join(lines)

@@ -73,7 +73,7 @@ def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes
 
 
 def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
-    """However many others there are, and wherever this one stands: draws are named by a latent's bytes."""
+    """However many others there are, and wherever this one stands: so it depends on its image alone."""
     together = autoencoder.to_latents(model, IMAGES)
     for i in range(len(IMAGES)):
         assert torch.equal(autoencoder.to_latents(model, IMAGES[i:i + 1])[0], together[i])
