@@ -102,7 +102,7 @@ def _log_A(q: float, sigma: float, a: float) -> float:
 
     log_excess = logsumexp(log_value - z**2 / (2 * sigma**2))
     log_excess += math.log(step / (sigma * math.sqrt(2 * math.pi)))
-    return float(np.logaddexp(0, log_excess))        # log(1 + (A_a - 1))
+    return float(np.logaddexp(0, log_excess)) * (1 + 1e-11)  # log(1 + (A_a - 1)), rounded up
 
 
 # -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, logsumexp, ndtr
 
 import accountant
+import dpsgd
 from accountant import check
 from machinery import screen
 
@@ -59,7 +60,8 @@ def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
     Takes nothing from `rdp` but the width of its window and its tilt: a second opinion, not what we report.
     Source:    Koskela et al. 2020; Gopi et al. 2021
     Guarantee: every rounding goes to the safe side, for the removed and for the added example, float64's too:
-               the FFT's error is bounded and added to delta, at any delta (see _composed_epsilon)
+               the FFT's error, by thrice the bound that is proved for powers of 2, is added to delta
+               (_composed_epsilon)
     Errors:    as `epsilon`
     Example:   q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 6.76878
     """
@@ -73,7 +75,7 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     step is N(0, sigma^2) against a mixture of N(j, sigma^2).
     Source:    Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling", Thm 1.1
     Shapes:    runs: a list of (q, sigma, steps)
-    Guarantee: as `pld_epsilon`; for images > 1 up to the 1e-12 to which the loss is inverted
+    Guarantee: as `pld_epsilon`, for exact normals: float64's add dpsgd.tail(..., images=images) to delta
     Errors:    images not whole, below 1 or above 1000, else as `epsilon` -> ValueError
     Example:   [(.00853, .4526, 110)], delta=1e-5, images=2 -> 14.93, less than twice the 8.13 of one image
     """
@@ -100,25 +102,20 @@ def _removed_and_added(runs, delta, images) -> tuple[float, float]:
     tilt = _tilt(orders - 1, divergence, delta, math.log(FFT_ERROR * (total_steps + 2) * half**0.5))
     loss = np.arange(-half, half + 1) * (L / half)
 
-    removed, added = [], []
+    removed, added, slack = [], [], 0.0
     for q, sigma, steps in runs:
         # the loss increases with z: the cells between grid points are cells of z, two are open
-        edges = np.r_[-math.inf, _z_of(loss, q, sigma, images), math.inf]
+        z, off = _z_of(loss, q, sigma, images)
+        edges, slack = np.r_[-math.inf, z, math.inf], slack + steps * off
         without, error_without = _normal_mass(edges / sigma)     # under N(0, sigma^2), (PLD_POINTS + 1,)
         present, error_present = 0, 0
         for j, share in enumerate(_times_in_a_lot(q, images)):
             shifted, error_shifted = _normal_mass((edges - j) / sigma)
             present, error_present = present + share * shifted, error_present + share * error_shifted
-        removed.append((present, without, error_present, error_without, steps))
-        added.append((without[::-1], present[::-1], error_without[::-1], error_present[::-1], steps))
+        removed.append((present, without, error_present, error_without, off, steps))
+        added.append((without[::-1], present[::-1], error_without[::-1], error_present[::-1], off, steps))
     # added: the same masses, loss -> -loss
-    slack = sum(steps * _edge_error(q, sigma, L) for q, sigma, steps in runs)
     return tuple(_composed_epsilon(pairs, loss, delta, tilt, far) + slack for pairs in (removed, added))
-
-
-def _edge_error(q, sigma, L) -> float:
-    """How far the loss at an edge that float64 has found lies from the grid's, at most, for one image."""
-    return 4 * EPS * (2 * L - math.log(q) + 1 / sigma**2 + 40 / sigma + 2)
 
 
 def _times_in_a_lot(q, images) -> np.ndarray:
@@ -135,14 +132,15 @@ def _loss(z, q, sigma, images):
     return total, np.exp(terms - total[:, None]) @ j / sigma**2
 
 
-def _z_of(loss, q, sigma, images) -> np.ndarray:
-    """The z at which one step has this loss; -inf where none has."""
+def _z_of(loss, q, sigma, images) -> tuple[np.ndarray, float]:
+    """The z at which one step has this loss, -inf where none has; and how far off its loss is, at most."""
     lowest = images * math.log1p(-q) if q < 1 else -math.inf
     z, there = np.full(loss.shape, -math.inf), loss > lowest
-    l = loss[there]
+    l, off = loss[there], 0.0
+    rounding = 4 * EPS * (2 * loss[-1] + images * (images / sigma**2 + 40 / sigma - math.log(q)) + 2)
     if images == 1:
         z[there] = sigma**2 * (l + np.log(-np.expm1(lowest - l)) - math.log(q)) + 0.5
-        return z
+        return z, rounding
     low, high = -40 * sigma, images + 40 * sigma                     # beyond them lies no mass that counts
     for part in np.array_split(np.arange(len(l)), 100):
         table = np.linspace(low, high, 10_000)
@@ -150,8 +148,10 @@ def _z_of(loss, q, sigma, images) -> np.ndarray:
         for _ in range(4):                                               # Newton: the loss is convex in z
             value, slope = _loss(guess, q, sigma, images)
             guess = np.clip(guess - (value - l[part]) / np.maximum(slope, 1e-300), low, high)
+        inside = (low < guess) & (guess < high)
+        off = max(off, abs(_loss(guess, q, sigma, images)[0] - l[part])[inside].max(initial=0))
         z[np.flatnonzero(there)[part]] = guess
-    return np.maximum.accumulate(z)
+    return np.maximum.accumulate(z), off + rounding
 
 
 def _rdp(q, sigma, orders, images):
@@ -184,8 +184,8 @@ FFT_ERROR = 10 * math.log2(PLD_POINTS) * EPS
 
 
 def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
-    """Epsilon of all steps of `pairs`, (P, Q, their rounding errors, steps) each: masses, cell by cell of the
-    grid `loss`, whose loss is log(dP/dQ).
+    """Epsilon of all steps of `pairs`, (P, Q, their errors, the edges', steps) each: masses, cell by cell of
+    the grid `loss`, whose loss is log(dP/dQ).
 
     A cell's mass moves to the two ends of the cell so that its P-mass and its Q-mass both stay: a pair that
     is never less revealing, and far closer than rounding up.     [Doroshenko et al. 2022, "connect the dots"]
@@ -196,10 +196,10 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
     a share of all that it transforms, becomes small beside delta, and is added to it. In L2, f = FFT_ERROR:
         |error of the total|  <=  f (steps |tilted| + |total|)  <=  f (steps + 1) |tilted|
     """
-    step, points = min(loss[1] - loss[0], 700), len(loss)
+    step, points = min(loss[len(loss) // 2 + 1], 700), len(loss)         # the grid's middle is 0
     log_lasts, log_moment, log_M, spectrum, error, count = 0.0, 0.0, 0.0, 1.0, 0.0, 0
-    for P, Q, error_P, error_Q, steps in pairs:
-        mass = _connect_the_dots(P, Q, error_P, error_Q, loss, step)
+    for P, Q, error_P, error_Q, off, steps in pairs:
+        mass = _connect_the_dots(P, Q, error_P, error_Q, off, loss, step)
         # what the grid cannot show counts in full: a step of infinite loss, a total beyond its end (Markov)
         log_mass = np.log(np.maximum(mass, 1e-300))
         log_lasts += steps * math.log1p(-min(P[-1] + error_P[-1], 1 - EPS))
@@ -229,11 +229,14 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
     return float(brentq(gap, 0.0, loss[-1], xtol=1e-11, rtol=1e-11)) * (1 + 2e-11) + 2e-11
 
 
-def _connect_the_dots(P, Q, error_P, error_Q, loss, step) -> np.ndarray:
-    """One step's mass at each point of the grid."""
+def _connect_the_dots(P, Q, error_P, error_Q, off, loss, step) -> np.ndarray:
+    """One step's mass at each point of the grid. A cell whose edges are off by `off` may hold losses from a
+    little below its lower end, and so have more at its upper: (e^step + 1) off / (e^step - 1) of all at most.
+    """
     inner = P[1:-1] + error_P[1:-1]
     growth = np.exp(np.minimum(loss[1:], 700))
     rounding = error_Q[1:-1] * growth + (abs(loss[1:]) + 4) * EPS * inner
+    rounding += (math.exp(step) + 1) * off * math.exp(min(off, 700)) * inner
     lower = (Q[1:-1] * growth - inner - rounding) / math.expm1(step)
     lower = np.clip(lower, 0, inner)         # the share of the lower end; what is unsure goes to the upper
     return np.r_[P[0] + error_P[0] + lower[0], inner[:-1] - lower[:-1] + lower[1:], inner[-1] - lower[-1]]
@@ -279,7 +282,9 @@ def main() -> None:
         if a.runs:
             runs = [accountant.read_run(path) for path in a.runs]
             spent = joint_epsilon(runs, a.delta, a.images)
-            print(f"{len(runs)} runs, {a.images} images a person: epsilon = {spent:.4f}, delta = {a.delta:g}")
+            tail = sum(dpsgd.tail(*run, weights=10**7, images=a.images) for run in runs)
+            print(f"{len(runs)} runs, {a.images} images a person: epsilon = {spent:.4f}, "
+                  f"delta = {a.delta:g} + {min(tail, 1):.1g} for what lies beyond float64's longest noise")
         else:
             show_comparison(SETTINGS if a.sigma is None else [(a.q, a.sigma, a.steps, a.delta)])
 

@@ -73,7 +73,8 @@ def test_rdp_is_the_integral_that_defines_it(q, sigma, a):
 def test_rdp_at_whole_orders_is_the_binomial_sum(q, sigma):
     orders = np.array([2, 3, 5, 16, 64, 500])
     want = np.array([binomial_rdp(q, sigma, a) for a in orders])
-    assert np.abs(rdp(q, sigma, orders) / want - 1).max() < 1e-11       # relative: 10^7 steps keep the digits
+    above = rdp(q, sigma, orders) / want - 1                           # relative: 10^7 steps keep the digits
+    assert above.min() >= 0 and above.max() < 2e-11
 
 
 def test_rdp_of_a_tiny_rate_is_its_second_order_term():

@@ -91,14 +91,17 @@ def test_the_radii_of_the_normals_lie_on_no_lattice_that_float32_has():
         assert scipy.stats.kstest((u * 2.0**bits) % 1, "uniform").pvalue > 1e-3, bits
 
 
+@pytest.mark.parametrize("images", [1, 2, 10])
 @pytest.mark.parametrize("q, sigma, steps", [(1, 0.4526, 1), (0.01, 0.6, 200), (0.5, 0.2, 3), (1, 0.1, 1)])
-def test_the_tail_is_an_upper_bound_of_the_chance_that_a_pair_had_to_be_longer(q, sigma, steps):
-    """Exactly: the length of a pair of normals pushed by 1/sigma is noncentral chi, 2 degrees of freedom."""
-    exact = q * steps * scipy.stats.ncx2.sf(dpsgd.REACH**2, 2, 1 / sigma**2)
-    assert min(exact, 1) <= dpsgd.tail(q, sigma, steps, 2) <= max(30 * exact, 1e-12)
+def test_the_tail_is_an_upper_bound_of_the_chance_that_a_pair_had_to_be_longer(q, sigma, steps, images):
+    """Exactly: the length of a pair of normals pushed by n/sigma is noncentral chi, 2 degrees of freedom."""
+    n = np.arange(1, images + 1)
+    beyond = scipy.stats.ncx2.sf(dpsgd.REACH**2, 2, (n / sigma)**2)
+    exact = steps * scipy.stats.binom.pmf(n, images, q) @ beyond
+    assert min(exact, 1) <= dpsgd.tail(q, sigma, steps, 2, images=images) <= max(30 * exact, 1e-12)
 
 
-@pytest.mark.parametrize("sigma", [0.5, 1.0, 6.0])
+@pytest.mark.parametrize("sigma", [0.26, 0.5, 1.0, 6.0])
 @pytest.mark.parametrize("pairs", [1, 100, 50_000])
 def test_the_tail_is_an_upper_bound_however_a_gradient_is_spread(sigma, pairs):
     """A share of its squared length in one pair, the rest in the others alike: each one's chance, integrated.

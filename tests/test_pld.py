@@ -41,17 +41,21 @@ def test_the_mass_of_a_cell_is_off_by_no_more_than_its_bound(width):
             assert abs(mass[0] - exact) <= error[0], a
 
 
-@pytest.mark.parametrize("q, sigma", [(0.004, 0.42), (0.02, 0.9), (0.14, 5.5), (1.0, 2.0)])
-def test_an_edge_of_the_grid_has_its_loss_up_to_the_bound(q, sigma):
-    """log(1 - q + q e^((2z - 1)/(2 sigma^2))) with 60 digits, at the z that float64 finds."""
+@pytest.mark.parametrize("q, sigma, images", [
+    (0.004, 0.42, 1), (0.02, 0.9, 1), (0.14, 5.5, 1), (1.0, 2.0, 1), (0.02, 0.9, 3), (0.5, 0.05, 20)])
+def test_an_edge_of_the_grid_has_its_loss_up_to_the_bound(q, sigma, images):
+    """log E[e^((2jz - j^2)/(2 sigma^2))], j ~ Binomial(images, q), with 60 digits, at float64's z."""
     mpmath = pytest.importorskip("mpmath")
-    loss = np.random.default_rng(0).uniform(-20, 20, 400)
-    for l, z in zip(loss, pld._z_of(loss, q, sigma, 1)):
+    loss = np.linspace(-20, 20, 400)
+    found, off = pld._z_of(loss, q, sigma, images)
+    for l, z in zip(loss, found):
         with mpmath.workdps(60):
             if abs(z) < 40 * sigma:                                      # beyond lies no mass that counts
-                ratio = mpmath.exp((2 * mpmath.mpf(z) - 1) / (2 * mpmath.mpf(sigma)**2))
-                found = mpmath.log(1 - mpmath.mpf(q) + q * ratio)
-                assert abs(found - mpmath.mpf(l)) <= pld._edge_error(q, sigma, 20.0), l
+                exact = mpmath.log(sum(
+                    mpmath.binomial(images, j) * mpmath.mpf(q)**j * (1 - mpmath.mpf(q))**(images - j)
+                    * mpmath.exp((2 * j * mpmath.mpf(z) - j * j) / (2 * mpmath.mpf(sigma)**2))
+                    for j in range(images + 1)))
+                assert abs(exact - mpmath.mpf(l)) <= off, l
 
 
 def test_different_runs_together_cost_more_than_each_and_less_than_their_sum():

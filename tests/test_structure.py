@@ -14,7 +14,7 @@ ALLOWED = {                                                              # file 
     "checkpoint": {"distributed", "screen"},
     "data": {"folders"}, "autoencoder": {"checkpoint", "data", "screen"}, "recipes": {"data"},
     "unet": {"autoencoder", "checkpoint", "data"}, "ddpm": set(), "lora": {"checkpoint", "kernels"},
-    "dpsgd": {"distributed"}, "accountant": {"screen"}, "pld": {"accountant", "screen"},
+    "dpsgd": {"distributed"}, "accountant": {"screen"}, "pld": {"accountant", "dpsgd", "screen"},
     "sample": {"autoencoder", "checkpoint", "data", "ddpm", "lora", "screen", "unet"},
     "statement": {"accountant", "checkpoint", "data", "dpsgd", "lora", "pld", "sample"},
     "pretrain": {"autoencoder", "checkpoint", "clothes", "data", "ddpm", "flags", "glyphs", "lora", "sample",
