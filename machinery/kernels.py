@@ -1,6 +1,8 @@
 """kernels.py -- a convolution whose m copies of one kernel get a gradient each, for `--train lora+conv`.
 
 torch has no such backward pass: many groups are slow on a GPU, and torch.func.vmap makes many groups.
+
+  $ python -m machinery.kernels        # three copies beside three convolutions of their own
 """
 import itertools
 
@@ -51,3 +53,15 @@ def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple,
 
 
 conv_of_copies = ConvOfCopies.apply
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    x, A = torch.randn(6, 2, 5, 5), torch.randn(4, 2, 3, 3)
+    copies = A.repeat(3, 1, 1, 1, 1).requires_grad_()
+    conv_of_copies(x, copies, (1, 1), (1, 1)).square().sum().backward()
+    for i, own in enumerate(x.split(2)):
+        alone = A.clone().requires_grad_()
+        F.conv2d(own, alone, padding=1).square().sum().backward()
+        apart = (copies.grad[i] - alone.grad).abs().max() / alone.grad.abs().max()
+        print(f"copy {i}: its gradient is that of its own two images alone, up to {apart:.1g} of its size")

@@ -181,3 +181,9 @@ def test_the_documented_command_is_the_shipped_runs(name):
 
 def test_no_figure_was_left_to_fill_in():
     assert not [line for text in TEXT.values() for line in text.splitlines() if re.search(r"@\w*@", line)]
+
+
+def test_the_proof_has_four_steps_and_each_names_its_theorem():
+    proof = (ROOT / "docs" / "privacy.md").read_text().partition("Four steps, and each is a test:\n\n")[2]
+    steps = re.split(r"^(\d)\. \*\*", proof.partition("\n\n")[0], flags=re.M)
+    assert steps[1::2] == ["1", "2", "3", "4"] and all("::test_" in step for step in steps[2::2])
