@@ -24,6 +24,7 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  (the first optimizer imports it, for seconds: once, here)
 import train  # noqa: E402
 import whole_runs  # noqa: E402
+from machinery import checkpoint  # noqa: E402
 
 
 def start(out: str, *flags: str) -> int:
@@ -54,10 +55,11 @@ def trial(name: str, kills: int, seconds: float, rng: random.Random) -> int:
     """One run, killed up to `kills` times within its first `seconds`, then finished; the number of kills."""
     done = 0
     while True:
-        # killed before its first checkpoint: from the start; killed in its very last lines: finished
+        # killed before its first checkpoint: from the start; after its last file: finished, the lock is left
         flags = ["--resume"] if Path(name, "checkpoint.pt").exists() else []
         if Path(name, "privacy.json").exists() and not flags:
-            return done
+            with checkpoint.alone(Path(name, ".in-use")):                # whoever comes next clears it away
+                return done
         child = start(name, *flags)
         if done < kills:
             time.sleep(rng.uniform(0, seconds))
