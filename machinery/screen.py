@@ -8,8 +8,6 @@ import math
 import os
 import sys
 
-import torch
-
 
 class Parser(argparse.ArgumentParser):
     """Flags with their defaults in --help, under the first line of the program's docstring; one that is wrong
@@ -51,10 +49,13 @@ class _Unread:
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether `e` says so: CUDA has a class for it, a CPU and Apple's GPU have a sentence."""
-    words = str(e)
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and (
-        "out of memory" in words or "can't allocate memory" in words)
+    """Whether `e` says so: CUDA has a class for it, a CPU and Apple's GPU have a sentence.
+
+    The class by its name: accountant.py speaks through this file and needs no torch.
+    """
+    words = f"{type(e).__name__}: {e}"
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(
+        said in words for said in ("OutOfMemoryError", "out of memory", "can't allocate memory"))
 
 
 @contextlib.contextmanager
