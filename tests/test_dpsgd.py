@@ -116,7 +116,8 @@ def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets, 
         assert all(g.shape == (len(lot), *trainable[name].shape) for name, g in rows.items())
         found.append(flat({name: g[lot.index(3)] for name, g in rows.items()}))
     for other in found[1:]:
-        assert torch.equal(found[0], other), f"{(found[0] - other).norm() / other.norm():.1g} of its length apart"
+        apart = (found[0] - other).norm() / other.norm()
+        assert torch.equal(found[0], other), f"{apart:.1g} of its length apart"
     assert found[0].norm() > 0.1
 
 

@@ -335,7 +335,8 @@ def test_a_crash_is_not_a_catch():
     crash, death, calm = ("crashed", "f[1]: TypeError", 1), ("died", "f[2]: assert 0", 1), ("survived", "", 3)
     assert theorem.summary([calm, crash])[0] == "crashed" and theorem.summary([crash, death])[0] == "died"
     assert theorem.summary([calm, calm]) == ("survived", "6 calls in 2 cases")
-    assert theorem.summary([("died", "f: assert 0", 0)])[0] == "unconcerned", "what it died of was not the bug"
+    of_another = [("died", "f: assert 0", 0)]
+    assert theorem.summary(of_another)[0] == "unconcerned", "what it died of was not the bug"
     assert theorem.verdict("bug05_noise_scale", "f", "crashed", "f[1]: TypeError")[0] == "wrong"
 
 

@@ -68,7 +68,7 @@ def test_every_backward_pass_of_a_run_has_one_size_whatever_its_lots(monkeypatch
     code, _, err = finetune("--out", "run", "--seed", 1, "--chunk", 7)
     assert code == 0, err
     lots = [len(examples[0]) for _, examples, _ in seen]
-    assert len({n % 7 for n in lots} - {0}) > 1, "all lots of this seed are whole chunks: nothing was filled up"
+    assert len({n % 7 for n in lots} - {0}) > 1, "all lots of this seed are whole chunks: none was filled up"
     assert sizes == [7] * sum(-(-n // 7) for n in lots)
 
 
@@ -125,12 +125,13 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "what the curator alone sees: the screen, the log, the exit code, how long each step takes, "
             "files' times",
             "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
-            "two folders that went on from copies of one checkpoint: they have the same noise, so publish one",
+            "two folders that went on from copies of one checkpoint: they have the same noise, so publish "
+            "one",
             "the network between ranks: clipped sums cross it before the noise is added",
             "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
             "cryptographic",
-            "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon ignores "
-            "that",
+            "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon "
+            "ignores that",
             "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
             "or both",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
@@ -285,7 +286,7 @@ def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
 
 
 @pytest.mark.parametrize("mine", ["metrics.csv", "samples.png", "adapter_config.json"])
-def test_a_folder_with_anything_that_a_run_would_replace_is_refused_before_an_image_is_read(mine, monkeypatch):
+def test_a_folder_with_what_a_run_would_replace_is_refused_before_an_image_is_read(mine, monkeypatch):
     Path("run").mkdir()
     Path("run", mine).write_text("somebody's")
     monkeypatch.setattr(data, "load", lambda *_: pytest.fail("read"))

@@ -70,7 +70,7 @@ def test_train_is_read_in_one_sitting():
 
 def test_the_privacy_code_knows_nothing_of_diffusion():
     assert not {"ddpm", "data", "lora"} & set(imports(FILES["dpsgd"]))
-    assert "torch" not in {*imports(FILES["accountant"]), *imports(FILES["screen"])}, "its only import of ours"
+    assert "torch" not in {*imports(FILES["accountant"]), *imports(FILES["screen"])}, "all that it imports"
 
 
 def test_requirements_are_the_six_packages_with_lower_bounds_only():
