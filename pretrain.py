@@ -69,8 +69,12 @@ class Settings:
     resume: bool = False           # go on from the state that an interrupted run left beside --out
 
 
-def check(s: Settings) -> None:
-    """Refuse what has no meaning, in one line."""
+def check(s: Settings, foreign: tuple = ()) -> None:
+    """Refuse what has no meaning, in one line. foreign: fields that only the other stage uses."""
+    for name in foreign:
+        if getattr(s, name) != getattr(Settings, name):
+            raise ValueError(f"--{name} {getattr(s, name)}: expected only by "
+                             f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave it out")
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
                          f"folder:PATH or npz:FILE")
@@ -237,12 +241,12 @@ def train_autoencoder(s: Settings) -> None:
 
 
 def main() -> None:
-    argv, stage = sys.argv[1:], pretrain
+    argv, stage, foreign = sys.argv[1:], pretrain, ("crop",)
     if argv[:1] == ["autoencoder"]:
-        argv, stage = argv[1:], train_autoencoder
+        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "weighting", "flip")
     s = flags.parse(Settings, "pretrain.py", __doc__, argv)
     with screen.one_line("pretrain.py", "lower --batch"):
-        check(s)
+        check(s, foreign)
         with checkpoint.alone(Path(s.out + ".in-use")):
             stage(s)
 

@@ -236,6 +236,9 @@ REFUSED = [
     ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
     ("pretrain", "--base lost.pt", "lost.pt", "pretrain.py"),
     ("pretrain", "--size 7", "--size 7", "at least 8"),
+    ("pretrain", "--crop 16", "--crop 16", "`python pretrain.py autoencoder`"),
+    ("pretrain", "autoencoder --flip", "--flip True", "`python pretrain.py`"),
+    ("pretrain", "autoencoder --data folder:colour --crop 10", "--crop 10", "a multiple of 4"),
     ("pretrain", "--autoencoder lost.pt", "lost.pt", "pretrain.py autoencoder"),
     ("pretrain", "--autoencoder base.pt", "base.pt holds no autoencoder", "pretrain.py autoencoder"),
     ("pretrain", "--resume", "nothing to resume", "new.pt.checkpoint"),
@@ -291,7 +294,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
     if program == "sample":
         code, _, err = call(sample.main, flags[0], *SAMPLE, *flags[1:])
     elif program == "pretrain":
-        code, _, err = call(pretrain.main, *PRETRAIN, *flags)
+        stage = flags[:flags[0] == "autoencoder"]
+        code, _, err = call(pretrain.main, *stage, *PRETRAIN, *flags[len(stage):])
     else:
         code, _, err = finetune("--out", "run", *flags)
     after = snapshot(world)
