@@ -46,7 +46,8 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
     """With the same lot and rank 0's noise; also when a rank's lot, or all of them, are empty."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.start_processes(one_rank, (str(tmp_path), results), nprocs=2, start_method="fork")
+        how = "fork" if sys.platform == "linux" else "spawn"             # torch is imported already
+        mp.start_processes(one_rank, (str(tmp_path), results), nprocs=2, start_method=how)
         results = dict(results)
     assert results[0, "start"] == results[1, "start"] == [0, 0, 0, 0], "all ranks start where rank 0 does"
     params, x = problem()

@@ -447,6 +447,7 @@ def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypat
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore"), MemoryError(),
+    torch.OutOfMemoryError("Allocation on device 0"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
 def test_out_of_memory_is_one_line_that_says_what_to_lower(error, world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
