@@ -8,7 +8,7 @@ Neighbours differ by one example, added or removed. All figures are upper bounds
   $ python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200  # the noise: sigma = 0.546534
   $ python accountant.py --sigma 0.64 --delta 1e-5 --q 0.017 --steps 200  # epsilon = 6.40872
   $ python accountant.py compose A/privacy.json B/privacy.json            # two runs on the same images
-  $ python -m machinery.pld                                               # beside a tighter bound
+  $ python pld.py                                               # beside a tighter bound
 """
 import json
 import math
@@ -261,7 +261,7 @@ def compose(paths: list[str], delta: float) -> None:
     for path, run in zip(paths, runs):
         print(f"{path:<40} {composed_epsilon([run], delta):>14.4f}")
     print(f"{'all of them, on the same images':<40} {composed_epsilon(runs, delta):>14.4f}")
-    print("tighter: python -m machinery.pld, with the same files")
+    print("tighter: python pld.py, with the same files")
 
 
 def show_table(q: float, sigma: float, delta: float) -> None:

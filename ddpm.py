@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import os
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,9 +47,6 @@ class Schedule:
 
 
 LINEAR = Schedule()
-TIMESTEPS = ("uniform", "middle")            # how training draws t: see t_of
-WEIGHTINGS = ("flat", "even")                # how its losses are weighted: see loss
-DRAWS = {"paper": ("uniform", "flat"), "middle": ("middle", "flat"), "middle-even": ("middle", "even")}
 
 
 def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
@@ -60,67 +58,88 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-def t_of(u: Tensor, timesteps: str = "uniform", schedule: Schedule = LINEAR) -> Tensor:
-    """The K values of t of each image, on 0..T-1, made from uniform numbers.   [DDPM Alg. 1]
+# How training draws t, and how it weights the loss at t.
 
-    They come from K equal slices of their law, one each, so that their mean loss has the same expectation
+
+def uniform(u: Tensor, T: int) -> Tensor:
+    """t/T uniform on [0, 1): u in [0, 1] -> t.                                            [DDPM, the paper]"""
+    return (T * u).long()
+
+
+def middle(u: Tensor, T: int) -> Tensor:
+    """t/T as Beta(2, 3): 82% of the draws are at t = 100 to 650 of 1000, where shape is decided, in place of
+    55%: u in [0, 1] -> t.                                                         [after Choi et al. 2022]
+    """
+    x = torch.arange(1, T + 1, device=u.device) / T
+    below = x**2 * (6 - 8 * x + 3 * x**2)                                # P(t < 1), ..., P(t < T)
+    return torch.searchsorted(below, u, right=True)
+
+
+def flat(a: Tensor) -> Tensor:
+    """w(t) = 1, a = alpha_bar_t.                                                          [DDPM, the paper]"""
+    return torch.ones_like(a)
+
+
+def even(a: Tensor) -> Tensor:
+    """w(t) = min(sqrt((1 - alpha_bar_t) / alpha_bar_t), 10), about one over the length of the gradient at t:
+    no draw outvotes the image's others. Made for K > 1 and clipping.          [compare Hang et al. 2023]
+    """
+    return ((1 - a) / a).sqrt().clamp(max=10)
+
+
+class Draws(NamedTuple):
+    law: Callable                # (u, T) -> t
+    weight: Callable             # alpha_bar_t -> w(t)
+
+
+# a new distribution of t, or weight, is a row here
+DRAWS = {"paper": Draws(uniform, flat), "middle": Draws(middle, flat), "even": Draws(uniform, even),
+         "middle-even": Draws(middle, even)}
+
+
+def t_of(u: Tensor, law: Callable = uniform, schedule: Schedule = LINEAR) -> Tensor:
+    """The K values of t of each image, on 0..T-1, made from uniform numbers by `law`.   [DDPM Alg. 1]
+
+    They come from K equal slices of the law, one each, so that their mean loss has the same expectation
     as with independent draws and varies less.            [stratified sampling; compare Kingma et al. 2021]
-    timesteps "uniform":  t/T uniform on [0, 1)                                            [DDPM, the paper]
-    timesteps "middle":   t/T as Beta(2, 3): 82% of the draws are at t = 100 to 650, where shape is decided,
-                          in place of 55%                                        [after Choi et al. 2022]
     Shapes: u (n, K) in [0, 1) -> (n, K) int64
     """
     K = u.shape[1]
-    if K < 1 or timesteps not in TIMESTEPS:
-        raise ValueError(f"t_of: K = {K}, timesteps = {timesteps!r}, expected at least 1 draw per image, "
-                         f"{' or '.join(TIMESTEPS)}")
+    if K < 1:
+        raise ValueError(f"t_of: K = {K}, expected at least 1 draw per image")
     slices = (torch.arange(K, device=u.device) + u) / K
-    if timesteps == "uniform":
-        t = (schedule.T * slices).long()
-    else:
-        x = torch.arange(1, schedule.T + 1, device=u.device) / schedule.T
-        below = x**2 * (6 - 8 * x + 3 * x**2)                            # P(t < 1), ..., P(t < T)
-        t = torch.searchsorted(below, slices, right=True)
-    return t.clamp(max=schedule.T - 1)                                   # the last slice can round up to 1
+    return law(slices, schedule.T).clamp(max=schedule.T - 1)             # the last slice can round up to 1
 
 
 def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
-                     schedule: Schedule = LINEAR, timesteps: str = "uniform") -> tuple[Tensor, Tensor]:
+                     schedule: Schedule = LINEAR, law: Callable = uniform) -> tuple[Tensor, Tensor]:
     """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`.
 
-    For public images: what an image gets depends on who comes before it; private ones: machinery/draws.py.
-
+    What an image gets depends on the order of the batch, so this is for public images only; private ones use
+    machinery/draws.py.
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """
-    t = t_of(torch.rand((len(x0), K), device=x0.device, generator=generator), timesteps, schedule)
+    t = t_of(torch.rand((len(x0), K), device=x0.device, generator=generator), law, schedule)
     return t, torch.randn((len(x0), K, *x0.shape[1:]), device=x0.device, generator=generator)
 
 
 def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR,
-         weighting: str = "flat") -> Tensor:
+         weight: Callable = flat) -> Tensor:
     """Each image's loss: the mean over its K draws of w(t) ||noise - model(x_t, t, label)||^2 / (CHW).
 
     [DDPM Eq. 14; the mean: noise multiplicity, Dockhorn et al. 2023, Sec. 3.2] It is taken here, inside one
     image's loss, so that one image still has ONE gradient for dpsgd.py to clip: K draws cost no extra
     privacy.
-    weighting "flat":  w(t) = 1                                                            [DDPM, the paper]
-    weighting "even":  w(t) = min(sqrt((1 - alpha_bar_t) / alpha_bar_t), 10), about one over the length of the
-                       gradient at t: no draw outvotes the image's others. Made for K > 1 and clipping
-                                                                                [compare Hang et al. 2023]
+    weight: alpha_bar_t -> w(t), `flat` or `even`
     Shapes: x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"loss: weighting = {weighting!r}, expected {' or '.join(WEIGHTINGS)}")
     n, K = t.shape
     x_t = q_sample(x0[:, None], t, noise, schedule)                      # (n, K, C, H, W)
     if labels is not None:
         labels = labels[:, None].expand(n, K).reshape(n * K)
     predicted = model(x_t.reshape(n * K, *x0.shape[1:]), t.reshape(n * K), labels)    # (n K, C, H, W)
     errors = (predicted.reshape(noise.shape) - noise).square().flatten(2).mean(2)     # (n, K)
-    if weighting == "even":
-        a = schedule.alpha_bar.to(x0.device)[t]
-        errors = errors * ((1 - a) / a).sqrt().clamp(max=10)
-    return errors.mean(1)
+    return (weight(schedule.alpha_bar.to(x0.device)[t]) * errors).mean(1)
 
 
 # -----------------------------------------------------------------------------
@@ -163,13 +182,13 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
 
 
 @torch.no_grad()
-def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, guidance: float = 0.0,
-               generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
+def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta: float = 0.0,
+               guidance: float = 0.0, generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
                limit: float = 1.0) -> Tensor:
     """DDIM with eta = 0, but the image aimed for follows its trend since the last jump: second order, so that
     the error falls with the square of 1/steps.            [DPM-Solver++(2M), Lu et al. 2022, Alg. 2]
 
-    Shapes, Errors: as ddim_sample
+    eta is not used: there is no noise after the first. Shapes, Errors: as ddim_sample
     """
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance = {guidance}, expected a number >= 0")
@@ -202,11 +221,43 @@ def half_log_snr(a: float) -> float:
     return 0.5 * math.log(a / (1 - a))
 
 
-def ddpm_sample(model, labels: Tensor | None, shape: tuple, guidance: float = 0.0,
-                generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
-                limit: float = 1.0) -> Tensor:
-    """All T steps with the posterior variance: DDIM, steps = T, eta = 1.    [DDPM Alg. 2; DDIM Sec. 4.1]"""
+def ddpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 1000, eta: float = 1.0,
+                guidance: float = 0.0, generator: torch.Generator | None = None,
+                schedule: Schedule = LINEAR, limit: float = 1.0) -> Tensor:
+    """All T steps with the posterior variance: DDIM, steps = T, eta = 1.    [DDPM Alg. 2; DDIM Sec. 4.1]
+
+    steps and eta are not used. Shapes, Errors: as ddim_sample
+    """
     return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule, limit)
+
+
+# a new sampler is a row here; all take (model, labels, shape, steps, eta, guidance, generator, schedule, limit)
+SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample, "dpm": dpm_sample}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn: all of it is post-processing and costs no privacy."""
+    sampler: str = "ddim"        # ddpm makes all 1000 steps, dpm is of second order: the sharpest in few steps
+    steps: int = 50              # jumps from noise to image, 1 to 1000; ddpm makes all of them
+    eta: float = 1.0             # of ddim, 0: deterministic; 1: as random as DDPM
+    guidance: float = 0.5        # classifier-free guidance w, 0: none
+
+    def check(self) -> None:
+        """ValueError in one line for what has no meaning."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
+        if not 1 <= self.steps <= LINEAR.T:
+            raise ValueError(f"--steps {self.steps}: expected 1 to {LINEAR.T}")
+        for name in ("eta", "guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected a number >= 0")
+
+    def draw(self, model, labels: Tensor | None, shape: tuple, generator: torch.Generator | None = None,
+             limit: float = 1.0) -> Tensor:
+        """Images or latents of `shape` by the chosen sampler."""
+        return SAMPLERS[self.sampler](model, labels, shape, self.steps, self.eta, self.guidance, generator,
+                                      limit=limit)
 
 
 # -----------------------------------------------------------------------------
@@ -230,6 +281,17 @@ class EMA:
         for name, p in params.items():
             self.shadow[name].lerp_(p, 1 - d)
 
+    def state_dict(self) -> dict:
+        """All that it knows, for a checkpoint."""
+        return dict(shadow=self.shadow, updates=self.updates)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        """What state_dict gave, in place."""
+        self.updates = state["updates"]
+        for name, p in state["shadow"].items():
+            self.shadow[name].copy_(p)
+
     @contextlib.contextmanager
     def applied(self, params: dict[str, Tensor]):
         """Inside the `with`, params hold the average; afterwards, what they held before."""
@@ -249,7 +311,7 @@ def put(values: dict[str, Tensor], params: dict[str, Tensor]) -> None:
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    import unet
+    import base
     from drawings import glyphs
     x0, labels = glyphs.draw(10, torch.Generator().manual_seed(4))
     t = torch.tensor([0, 50, 100, 200, 300, 450, 650, 999])
@@ -259,7 +321,7 @@ if __name__ == "__main__":
     for step in t.tolist():
         a = LINEAR.alpha_bar[step].item()
         print(f"{step:4d}   {a:10.6f}   {'#' * round(40 * a):<40}|")
-    model = unet.load(unet.ASSETS / "base.pt")
+    model = base.load("assets/base.pt").model
     back = ddim_sample(model, labels, x0.shape, steps=50, generator=torch.Generator().manual_seed(0))
     rows = torch.cat([x_t, back[:, None]], 1).flatten(0, 1)
     os.makedirs("runs", exist_ok=True)

@@ -23,11 +23,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-import autoencoder
 import data
+import ddpm
 import sample
-import unet
-from machinery import checkpoint, classifiers, folders, screen
+from ddpm import Sampling
+from machinery import checkpoint, devices, flags, folders, screen
+from support import classes as class_names
+from support import classifiers, runs
+from support.runs import Run
 
 OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
 
@@ -140,7 +143,7 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels)
         known = labels >= 0                                              # as in training
-        return data.in_places(images[known], labels[known], places)
+        return class_names.in_places(images[known], labels[known], places)
 
     images, labels = read("train")
     if len(images) < LEAST:
@@ -163,9 +166,7 @@ class Source:
     names: list[str] | None              # of the classes, in the order of the labels
     images: Tensor | None = None
     labels: Tensor | None = None
-    run: dict = dataclasses.field(default_factory=dict)                  # config.json
-    model: unet.UNet | None = None
-    coder: autoencoder.Autoencoder | None = None                         # of the model's latents
+    run: Run | None = None
 
 
 def read_source(a: argparse.Namespace, device: torch.device) -> Source:
@@ -173,21 +174,26 @@ def read_source(a: argparse.Namespace, device: torch.device) -> Source:
     if Path(a.source).suffix == ".npz":
         images, labels, names = load_npz(Path(a.source))
         return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
-    model, coder, run = sample.open_run(a.source)
-    names = None if model.classes is None else sample.named(model, run)
-    return Source(sample.image_shape(model, run), names, run=run, model=model.to(device),
-                  coder=coder and coder.to(device))
+    run = runs.load(a.source, base_path=a.base)
+    run.model.to(device)
+    if run.coder is not None:
+        run.coder.to(device)
+    return Source(run.shape, None if run.model.classes is None else runs.class_names(run), run=run)
 
 
 def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tensor, tuple | None]:
     """(name, images, labels, test): the real images that `source` stands for, with its labels."""
-    name = a.data or source.run.get("data", "mnist")
-    own = source.run if source.run.get("data") == name else {}
+    own = vars(source.run.settings) if source.run else dict(data="mnist")
+    name = a.data or own["data"]
+    if name in ("folder", "npz"):                                        # a published folder names no place
+        raise ValueError(f"{a.source} was trained on a {name} of the curator's; where it is, is not published; "
+                         f"pass --data {name}:PATH")
+    if own["data"] not in (name, name.partition(":")[0]):
+        own = {}
     places, names = own.get("labels"), source.names
     if names and name in data.KNOWN and not places and not source.run:   # an .npz: by name, as in training
-        places = data.place(data.class_names(name), names, len(names))
-    real, labels, test = load_real(name, a.data_dir or own.get("data_dir") or None,
-                                   own.get("size") or source.shape[-1], source.shape[0],
+        places = class_names.place(class_names.class_names(name), names, len(names))
+    real, labels, test = load_real(name, a.data_dir, own.get("size") or source.shape[-1], source.shape[0],
                                    own.get("classes") or names, places)
     if a.fast:
         few = max(1, len(real) // 3_000)                         # every few-th: files may be sorted by class
@@ -203,17 +209,19 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
     if not source.run:
         return {"synthetic": source.images}, {}
     n = a.n or (200 if a.fast else 10_000)
-    source.labels = sample.trained_classes(source.model, source.run, n, below=classes)
-    how = dict(steps=5 if a.fast else a.steps, guidance=a.guidance)
+    source.labels = sample.trained_classes(source.run, n, below=classes)
+    how = flags.take(a, Sampling)
+    if a.fast:
+        how = dataclasses.replace(how, steps=5)
 
-    def draw(model: unet.UNet) -> Tensor:
+    def draw(run: Run) -> Tensor:
         same = torch.Generator(device).manual_seed(a.seed)
-        return sample.generate(model.to(device), source.labels, (n, *source.shape), generator=same,
-                               coder=source.coder, **how)
-    sets = {"synthetic": draw(source.model)}
+        return sample.generate(run, source.labels, n, how, generator=same)
+    sets = {"synthetic": draw(source.run)}
     if a.anchors:
-        sets["public base"] = draw(sample.load_run(a.source, public=True))
-    return sets, how
+        public = runs.load(a.source, public=True, base_path=a.base).model.to(device)
+        sets["public base"] = draw(dataclasses.replace(source.run, model=public))
+    return sets, dataclasses.asdict(how)
 
 
 def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, folder: Path | None,
@@ -246,12 +254,12 @@ def caveats(a: argparse.Namespace, name: str, n: int, real: int, test, labels, r
 
 def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     """Every step of the command line: evaluation.json's content, the pictures of neighbours (2n, C, H, W)."""
-    device, folder = sample.pick_device(a.device), None if a.fast else Path("runs")
+    device, folder = devices.pick(a.device), None if a.fast else Path("runs")
     source = read_source(a, device)
     name, real, real_labels, test = read_real(a, source)
     fid_net = None
     if a.inception:
-        from machinery import inception                  # here: it takes as long to import as torch itself
+        from support import inception                  # here: it takes as long to import as torch itself
         fid_net = inception.FIDInception(a.inception, device)
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
     labels = source.labels                                               # None: not drawn yet, or none
@@ -349,10 +357,10 @@ def main() -> None:
     p.add_argument("--no-anchors", dest="anchors", action="store_false",
                    help="leave out the rows public base and real")
     p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
-    p.add_argument("--data-dir", default=None, help="where their files are (default: the run's own)")
+    p.add_argument("--data-dir", default=None, help="where their files are (default: assets/ or ./datasets)")
     p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, 1 to 1000")
-    p.add_argument("--guidance", type=float, default=sample.GUIDANCE, help="classifier-free guidance w")
+    p.add_argument("--base", default=None, help="where the public base is now (default: where the run had it)")
+    flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
     p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
@@ -362,6 +370,7 @@ def main() -> None:
             value = getattr(a, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: expected at least {least}")
+        flags.take(a, Sampling).check()
         out, who = output_files(Path(a.source))
         with checkpoint.alone(out.with_name(who + ".in-use")):  # and now is when writing there must work
             write(a, out)

@@ -23,15 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import autoencoder
+import base
 import data
 import ddpm
 import lora
-import sample
 import unet
 from drawings import clothes, glyphs, smears
-from machinery import checkpoint, flags, screen
+from machinery import checkpoint, devices, flags, screen
+from support.classes import class_names
 
-DRAWN = {"glyphs": glyphs.draw, "clothes": clothes.draw, "smears": smears.draw}    # public images by code
+DRAWN = {"glyphs": glyphs, "clothes": clothes, "smears": smears}     # public images by code: draw() and NAMES
 POOL = 20_000                # drawings whose latents are made once; pixels are drawn anew at each step
 HELD_OUT = 20                # every 20th public photograph only measures
 SAVE_EVERY = 500             # steps between checkpoints
@@ -48,16 +49,18 @@ UNETS = {                    # shapes of unet.UNet
     "celeba64": dict(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2,
                      attention_levels=(0, 1, 2), heads=8, classes=None, patch=2)}
 
+CHOICES = {"unet": UNETS, "draws": ddpm.DRAWS}                   # --help and `check` follow these
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     data: str = "glyphs"           # public images: glyphs, clothes, smears (by code), a name or folder:PATH
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
-    unet: str = "small"            # shape of the UNet: small, photos, cifar10 or celeba64
+    unet: str = "small"            # shape of the UNet
     base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
     autoencoder: str = ""          # diffuse in this autoencoder's latents (default: the base's, or pixels)
-    weighting: str = "flat"        # of t in the loss: flat (DDPM), or even, made for clipping
+    draws: str = "paper"           # how t is drawn and weighted, see ddpm.DRAWS
     flip: bool = False             # mirror half of the photographs (an autoencoder's: always), never digits
     crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
     steps: int = 30_000            # optimiser steps
@@ -78,10 +81,9 @@ def check(s: Settings, foreign: tuple = ()) -> None:
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
                          f"folder:PATH or npz:FILE")
-    if s.unet not in UNETS:
-        raise ValueError(f"--unet {s.unet}: expected one of {', '.join(UNETS)}")
-    if s.weighting not in ddpm.WEIGHTINGS:
-        raise ValueError(f"--weighting {s.weighting}: expected one of {', '.join(ddpm.WEIGHTINGS)}")
+    for name, choices in CHOICES.items():
+        if getattr(s, name) not in choices:
+            raise ValueError(f"--{name} {getattr(s, name)}: expected one of {', '.join(choices)}")
     for name in ("size", "crop"):
         if getattr(s, name) < 8:
             raise ValueError(f"--{name} {getattr(s, name)}: expected a side of at least 8 pixels")
@@ -112,10 +114,9 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
     done = 0
     if s.resume:
         state = checkpoint.load(kept, settings)
-        done, average.updates = state["step"], state["updates"]
+        done = state["step"]
         model.load_state_dict(state["model"])
-        for name, p in state["average"].items():
-            average.shadow[name].copy_(p)
+        average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
@@ -140,8 +141,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
             screen.tell_a_log(step, s.steps, f"loss={mean:.4f}")
         if step % SAVE_EVERY == 0 or step == s.steps or stop.is_set():
             checkpoint.save(kept, dict(
-                settings=settings, step=step, model=model.state_dict(), average=average.shadow,
-                updates=average.updates, optimizer=optimizer.state_dict(),
+                settings=settings, step=step, model=model.state_dict(), average=average.state_dict(),
+                optimizer=optimizer.state_dict(),
                 schedule=schedule.state_dict(), generator=generator.get_state()))
         if stop.is_set() and step < s.steps:
             sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
@@ -153,13 +154,19 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
 
 def pretrain(s: Settings) -> None:
     """The public base: a UNet that predicts the noise in public images, or in their latents."""
-    device, out = sample.pick_device(s.device), Path(s.out)
+    device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
-    model, coder = unet.load_with_coder(Path(s.base)) if s.base else (unet.UNet(**UNETS[s.unet]), None)
-    coder = autoencoder.load(Path(s.autoencoder)) if s.autoencoder else coder
+    if s.base:
+        model, coder, _ = base.load(s.base)
+    else:
+        model, coder = unet.UNet(**UNETS[s.unet]), None
+    if s.autoencoder:
+        coder = autoencoder.load(Path(s.autoencoder))
     model.to(device)
-    draw = DRAWN.get(s.data)
+    draw, law = None, ddpm.DRAWS[s.draws]
+    if s.data in DRAWN:
+        draw = DRAWN[s.data].draw
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
     if draw:
         images, classes = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
@@ -167,7 +174,7 @@ def pretrain(s: Settings) -> None:
     else:
         images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels)
     if model.classes is not None:
-        names = data.class_names(s.data)
+        names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
         if s.base and names and len(names) != model.classes:             # other classes: a table of their own
             lora.new_classes(model, names)
         model.config["names"] = names
@@ -178,7 +185,7 @@ def pretrain(s: Settings) -> None:
     elif not draw:
         images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
 
-    data.fits(model, images if draw else images[0], classes, s.data)     # latents, as the network takes them
+    base.fits(model, images if draw else images[0], classes, s.data)     # latents, as the network takes them
 
     def loss(generator):
         if draw:
@@ -189,20 +196,20 @@ def pretrain(s: Settings) -> None:
             x0, labels = data.to_float(images[side, pick]), classes[pick]
         if model.classes is not None:
             labels[torch.rand(s.batch, generator=generator) < DROP] = model.classes
-        t, noise = ddpm.draw_t_and_noise(x0, 1, generator)
-        with unet.autocast(device):
+        t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=law.law)
+        with devices.autocast(device):
             return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
-                             weighting=s.weighting).mean()
+                             weight=law.weight).mean()
 
     print(f"public base on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
-    unet.save(out, model, optimise(s, model, loss), coder)
+    base.save(out, model, optimise(s, model, loss), coder)
     Path(s.out + ".checkpoint").unlink()
     print(f"wrote {out}")
 
 
 def train_autoencoder(s: Settings) -> None:
     """E and D on random crops of public photographs, then the public scale of z."""
-    device, out = sample.pick_device(s.device), Path(s.out)
+    device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
     images, _ = data.load(s.data, "train", s.data_dir or None, s.size)
@@ -224,7 +231,7 @@ def train_autoencoder(s: Settings) -> None:
         pieces = torch.where(mirrored[:, None, None, None], pieces.flip(3), pieces)
         small = s.crop // model.f
         noise = torch.randn(s.batch, model.latent_channels, small, small, generator=generator)
-        with unet.autocast(device):
+        with devices.autocast(device):
             return autoencoder.loss(model, pieces, noise.to(device), KL_WEIGHT).mean()
 
     print(f"autoencoder on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
@@ -243,8 +250,8 @@ def train_autoencoder(s: Settings) -> None:
 def main() -> None:
     argv, stage, foreign = sys.argv[1:], pretrain, ("crop",)
     if argv[:1] == ["autoencoder"]:
-        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "weighting", "flip")
-    s = flags.parse(Settings, "pretrain.py", __doc__, argv)
+        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "draws", "flip")
+    s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=CHOICES)
     with screen.one_line("pretrain.py", "lower --batch"):
         check(s, foreign)
         with checkpoint.alone(Path(s.out + ".in-use")):

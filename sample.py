@@ -7,9 +7,8 @@ however many images are drawn.                                    [Dwork & Roth 
   $ python sample.py runs/mnist --n 10000 --npz samples.npz       # images (n, C, H, W) uint8, labels (n,)
 """
 import argparse
+import dataclasses
 import io
-import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,131 +19,60 @@ from tqdm import tqdm
 import autoencoder
 import data
 import ddpm
-import lora
-import unet
-from autoencoder import Autoencoder
-from machinery import checkpoint, screen
+from ddpm import Sampling
+from machinery import checkpoint, devices, flags, screen
+from support import runs
+from support.runs import Run
+
+PICTURES = Sampling()        # how a run's own pictures are drawn
 
 
-STEPS, GUIDANCE = 50, 0.5                # of a run's own pictures, and the defaults of --steps and --guidance
-
-
-def pick_device(name: str) -> torch.device:
-    """"auto" is cuda, else mps, else cpu; anything else is taken at its word, or refused if not there."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if name == "auto":
-        return torch.device(available[0])
-    kind, _, index = name.partition(":")
-    if kind not in available or index and not index.isdecimal():
-        raise ValueError(f"device {name!r} is not available here, expected auto or one of "
-                         f"{', '.join(available)}")
-    return torch.device(name)
-
-
-def read_config(folder: Path) -> dict:
-    """A finished run's config.json. Errors: not a run's folder -> ValueError"""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-        config["base"], config["base_sha256"], config["side"]            # a KeyError now
-        return config
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder} is not a run's folder: no readable config.json; expected one written by "
-                         f"train.py") from None
-
-
-def load_run(folder: Path, public: bool = False) -> unet.UNet:
-    """The network alone of a finished run; see open_run."""
-    return open_run(folder, public)[0]
-
-
-def open_run(folder: Path, public: bool = False) -> tuple[unet.UNet, Autoencoder | None, dict]:
-    """A finished run: its public base with its private adapter (public=True: the base alone), the autoencoder
-    of its latents (None: it works in pixels) and its config.json.
-
-    Errors: not a run's folder, or its base is missing or has changed -> ValueError
-    """
-    folder, config = Path(folder), read_config(folder)
-    base = Path(config["base"])
-    above = [place / base for place in folder.resolve().parents]         # trained there, sampled elsewhere
-    path = next((path for path in (base, *above) if path.is_file()), base)
-    model, coder = unet.load_with_coder(path)
-    if unet.fingerprint(model, coder) != config["base_sha256"]:
-        raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
-                         f"expected the one whose weights have SHA-256 {config['base_sha256'][:12]}...")
-    if coder is not None and model.classes is not None:
-        lora.new_classes(model, config["classes"], config["start"])
-    if not public:
-        model = lora.merge(lora.load(model, folder))         # one weight a layer: faster than W and B A apart
-    return model, coder, config
-
-
-def generate(model: unet.UNet, labels: Tensor | None, shape: tuple, *, sampler: str = "ddim",
-             steps: int = STEPS, eta: float = 1.0, guidance: float = 0.0, floor: int = 0,
+def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, *, floor: int = 0,
              batch: int | None = None, generator: torch.Generator | None = None,
-             quiet: bool = False, coder: Autoencoder | None = None) -> Tensor:
-    """Images in batches with a progress bar: shape = (n, C, H, W) -> uint8 of that shape, on the CPU.
+             quiet: bool = False) -> Tensor:
+    """n images in batches with a progress bar: uint8 (n, *run.shape), on the CPU.
 
-    coder:   the autoencoder whose latents `model` draws; its D makes them pictures
-    sampler: ddim, ddpm (all steps) or dpm (second order; no eta)
-    floor:   grey levels up to this become 0. A digit or a garment lies on an empty ground, which the
-             network's last step leaves a few levels off: no eye sees it, but the FID network does.
+    labels: (n,), as the network numbers them, or None
+    floor:  grey levels up to this become 0. A digit or a garment lies on a black background, which the
+            network's last step leaves a few levels off: no eye sees it, but the FID network does.
+    batch:  images per forward pass: memory only
     """
-    device, images = next(model.parameters()).device, []
-    inner, limit = shape[1:], 1.0
-    if coder is not None:
-        inner, limit = autoencoder.latent_shape(coder, shape[1:]), autoencoder.LIMIT
+    device, images = next(run.model.parameters()).device, []
+    inner, limit = run.shape, 1.0
+    if run.coder is not None:
+        inner, limit = autoencoder.latent_shape(run.coder, run.shape), autoencoder.LIMIT
     if batch is None:
         batch = 128 if device.type == "cpu" else 1000        # 500 is 1.2 times slower on a CPU: its caches
-    with tqdm(total=shape[0], desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
-        for start in range(0, shape[0], batch):
-            size = (min(batch, shape[0] - start), *inner)
+    with tqdm(total=n, desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
+        for start in range(0, n, batch):
+            size = (min(batch, n - start), *inner)
             part = None if labels is None else labels[start:start + size[0]].to(device)
-            with unet.autocast(device):
-                if sampler == "dpm":
-                    x = ddpm.dpm_sample(model, part, size, steps, guidance, generator, limit=limit)
-                elif sampler == "ddpm":
-                    x = ddpm.ddpm_sample(model, part, size, guidance, generator, limit=limit)
-                else:
-                    x = ddpm.ddim_sample(model, part, size, steps, eta, guidance, generator, limit=limit)
-            x = data.to_uint8(x) if coder is None else autoencoder.to_images(coder, x, shape[1:])
+            with devices.autocast(device):
+                x = how.draw(run.model, part, size, generator, limit)
+            x = data.to_uint8(x) if run.coder is None else autoencoder.to_images(run.coder, x, run.shape)
             x = x.cpu()
             images.append(x.masked_fill(x <= floor, 0))
             bar.update(size[0])
     return torch.cat(images)
 
 
-def trained_classes(model: unet.UNet, run: dict, n: int, below: int | None = None) -> Tensor | None:
+def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None:
     """n labels, the run's declared classes (all of the base's where none were) in turn; None without classes.
 
     below: leave out the classes from this number on, where the real images have none of them
     """
-    if model.classes is None:
+    if run.model.classes is None:
         return None
-    chosen = run.get("labels") or list(range(model.classes))
+    chosen = run.labels or list(range(run.model.classes))
     labels = torch.tensor([label for label in chosen if below is None or label < below])
     return labels[torch.arange(n) % len(labels)]
 
 
-def named(model: unet.UNet, run: dict) -> list[str]:
-    """The name of each of the base's classes, those of the run's own declaration in their places."""
-    names = list(model.config["names"] or map(str, range(model.classes)))
-    for label, name in zip(run.get("labels") or [], run.get("classes") or []):
-        names[label] = name
-    return names
-
-
-def image_shape(model: unet.UNet, run: dict) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a run's model draws."""
-    return run.get("channels", model.config["image_channels"]), run["side"], run["side"]
-
-
-def one_of_each(model: unet.UNet, labels: list[int] | None) -> Tensor | None:
-    """At most ten of the given classes, or of all; None for a model without classes."""
-    return None if model.classes is None else torch.tensor((labels or list(range(model.classes)))[:10])
+def one_of_each(run: Run) -> Tensor | None:
+    """At most ten of the run's classes; None for a model without classes."""
+    if run.model.classes is None:
+        return None
+    return torch.tensor((run.labels or list(range(run.model.classes)))[:10])
 
 
 def write_grid(images: Tensor, columns: int, path: Path | io.BytesIO) -> None:
@@ -153,45 +81,36 @@ def write_grid(images: Tensor, columns: int, path: Path | io.BytesIO) -> None:
     save_image(images.float() / 255, path, nrow=columns, format="png")
 
 
-def class_strip(model: unet.UNet, shape: tuple, labels: list[int] | None, coder: Autoencoder | None,
-                path: Path) -> None:
-    """One image of each class (of `labels`, at most ten) in a row, from the same noise; shape = (C, H, W)."""
-    labels = one_of_each(model, labels)
+def class_strip(run: Run, path: Path) -> None:
+    """One image of each of the run's classes (at most ten) in a row, from the same noise."""
+    labels = one_of_each(run)
     n = 10 if labels is None else len(labels)
-    same = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    images = generate(model, labels, (n, *shape), steps=STEPS, guidance=GUIDANCE, generator=same, quiet=True,
-                      coder=coder)
-    write_grid(images, n, path)
+    same = torch.Generator(next(run.model.parameters()).device).manual_seed(0)
+    write_grid(generate(run, labels, n, PICTURES, generator=same, quiet=True), n, path)
 
 
-def before_and_after(path: Path, before: unet.UNet, after: unet.UNet, shape: tuple,
-                     labels: list[int] | None = None, coder: Autoencoder | None = None,
-                     columns: int = 8) -> None:
-    """A row a class, `before` on the left, `after` on the right, from the same noise; shape = (C, H, W)."""
+def before_and_after(path: Path, before: Run, after: Run, columns: int = 8) -> None:
+    """A row a class, `before` on the left, `after` on the right, from the same noise."""
     from torchvision.utils import make_grid, save_image
-    device, labels, sides = next(after.parameters()).device, one_of_each(after, labels), []
+    device, labels, sides = next(after.model.parameters()).device, one_of_each(after), []
     rows = 10 if labels is None else len(labels)
     labels = None if labels is None else labels.repeat_interleave(columns)
-    for model in (before.to(device), after):
+    before.model.to(device)
+    for run in (dataclasses.replace(after, model=before.model), after):
         same = torch.Generator(device).manual_seed(0)
-        images = generate(model, labels, (rows * columns, *shape), steps=STEPS, guidance=GUIDANCE,
-                          generator=same, quiet=True, coder=coder)
+        images = generate(run, labels, rows * columns, PICTURES, generator=same, quiet=True)
         sides.append(make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=0.3))
     save_image(torch.cat([sides[0], torch.ones(3, sides[0].shape[1], 6), sides[1]], dim=2), path)
 
 
-def check(a: argparse.Namespace) -> None:
+def check(a: argparse.Namespace, how: Sampling) -> None:
     """Refuse what has no meaning, in one line, before anything is drawn."""
-    if a.n < 1 or a.batch is not None and a.batch < 1:
-        raise ValueError(f"--n {a.n} --batch {a.batch}: expected at least 1")
-    if not 1 <= a.steps <= ddpm.LINEAR.T:
-        raise ValueError(f"--steps {a.steps}: expected 1 to {ddpm.LINEAR.T}")
-    if not 0 <= a.eta < math.inf:
-        raise ValueError(f"--eta {a.eta}: expected a number >= 0")
+    for name in ("n", "batch"):
+        if getattr(a, name) is not None and getattr(a, name) < 1:
+            raise ValueError(f"--{name} {getattr(a, name)}: expected at least 1")
+    how.check()
     if not 0 <= a.floor <= 255:
         raise ValueError(f"--floor {a.floor}: expected a grey level, 0 to 255")
-    if not 0 <= a.guidance < math.inf:
-        raise ValueError(f"--guidance {a.guidance}: expected a number >= 0")
     if a.seed is not None and not 0 <= a.seed < 2**32:
         raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
     if a.out and Path(a.out).suffix != ".png":
@@ -207,20 +126,20 @@ def check(a: argparse.Namespace) -> None:
         checkpoint.try_writing(folder)
 
 
-def draw(a: argparse.Namespace) -> None:
+def draw(a: argparse.Namespace, how: Sampling) -> None:
     """What the command line asks for: pictures, arrays or both."""
-    device = pick_device(a.device)
-    model, coder, run = open_run(a.run, a.public)
-    model.to(device)
+    device = devices.pick(a.device)
+    run = runs.load(a.run, a.public, a.base)
+    run.model.to(device)
+    if run.coder is not None:
+        run.coder.to(device)
     generator = torch.Generator(device)
     if a.seed is None:
         generator.seed()
     else:
         generator.manual_seed(a.seed)
-    labels = trained_classes(model, run, a.n)
-    images = generate(model, labels, (a.n, *image_shape(model, run)), sampler=a.sampler, steps=a.steps,
-                      eta=a.eta, guidance=a.guidance, floor=a.floor, batch=a.batch, generator=generator,
-                      coder=coder and coder.to(device))
+    labels = trained_classes(run, a.n)
+    images = generate(run, labels, a.n, how, floor=a.floor, batch=a.batch, generator=generator)
     if a.out:
         classes = 1 if labels is None else len(labels.unique())
         columns = min(a.n, classes if classes > 1 else 10)
@@ -229,12 +148,12 @@ def draw(a: argparse.Namespace) -> None:
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())
-        if labels is not None and len(run.get("labels") or range(model.classes)) > 1:    # one class is none
-            arrays |= dict(labels=labels.numpy(), classes=np.array(named(model, run)))
+        if labels is not None and len(run.labels or range(run.model.classes)) > 1:       # one class is none
+            arrays |= dict(labels=labels.numpy(), classes=np.array(runs.class_names(run)))
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
         checkpoint.write_bytes(Path(a.npz), packed.getvalue())
-    print(" and ".join(f"wrote {path}" for path in (a.out, a.npz) if path), f"({a.n} images)")
+    print("wrote " + " and ".join(path for path in (a.out, a.npz) if path), f"({a.n} images)")
 
 
 def main() -> None:
@@ -243,14 +162,11 @@ def main() -> None:
     p.add_argument("--n", type=int, default=100, help="how many images, classes in turn")
     p.add_argument("--out", default=None, help="write a grid of pictures here (default grid.png if no --npz)")
     p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
-    p.add_argument("--sampler", choices=("ddim", "ddpm", "dpm"), default="ddim",
-                   help="ddpm: all 1000 steps; dpm: second order, no --eta, the sharpest in few steps")
-    p.add_argument("--steps", type=int, default=STEPS, help="DDIM steps, 1 to 1000")
-    p.add_argument("--eta", type=float, default=1.0, help="0: deterministic DDIM; 1: as random as DDPM")
+    flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
     p.add_argument("--floor", type=int, default=0,
-                   help="grey levels (0 to 255) up to this become 0: an empty ground is empty")
-    p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance w, 0: none")
+                   help="grey levels (0 to 255) up to this become 0: a black background is black")
     p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
+    p.add_argument("--base", default=None, help="where the public base is now (default: where the run had it)")
     p.add_argument("--batch", type=int, default=None,
                    help="images per forward pass: memory only (default: 128 on a CPU, else 1000)")
     p.add_argument("--seed", type=int, default=None, help="make the same pictures again (costs no privacy)")
@@ -259,8 +175,9 @@ def main() -> None:
     if not a.out and not a.npz:
         a.out = "grid.png"
     with screen.one_line(p.prog, "lower --batch, which changes no picture's quality"):
-        check(a)
-        draw(a)
+        how = flags.take(a, Sampling)
+        check(a, how)
+        draw(a, how)
 
 
 if __name__ == "__main__":

@@ -31,16 +31,19 @@ import dpsgd
 import lora
 import sample
 import unet
-from machinery import checkpoint, distributed, draws, flags, pld, recipes, screen, statement
+from machinery import checkpoint, devices, distributed, draws, flags, screen
+from support import privacy_report, recipes, runs
+from support.privacy_report import ACCOUNTANTS
+from support.runs import Run
 
 EMA_DECAY = 0.95             # of the adapter's running average, per step: it remembers about 20 of 110 steps
 DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
-BOUND = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
+CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT}  # --help and `check` follow these
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Public constants, each a flag. The defaults are MNIST's; other --data: machinery/recipes.py"""
+    """Public constants, each a flag. The defaults are MNIST's; other --data: support/recipes.py"""
     data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
     data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
     classes: str = ""            # declared names of folder: and npz:, with commas, or their number
@@ -50,14 +53,14 @@ class Settings:
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf: no privacy, a baseline
     delta: float = 1e-5          # delta, a probability below 1/N
-    accountant: str = "rdp"      # bound that the noise is made for: rdp, or the tighter pld; both are stated
+    accountant: str = "rdp"      # the bound that the noise is made for; the report states all of them
     N: int = 0                   # declared number of private images (0: the data set's published size)
     B: int = 512                 # expected batch size, images; sampling rate q = B/N
     steps: int = 110             # T, optimiser steps, one use of the private data each
     C: float = 0.003             # clipping norm of one image's gradient, in gradient units
     K: int = 2                   # noise multiplicity: draws of (t, noise) averaged inside one image's loss
-    draws: str = "paper"         # of t: paper (uniform), middle or middle-even, see ddpm.DRAWS
-    train: str = "lora"          # lora (paper), lora+embed, lora+conv, attention (DP-LDM) or full
+    draws: str = "paper"         # how t is drawn and weighted, see ddpm.DRAWS
+    train: str = "lora"          # which layers: lora is the paper's, attention DP-LDM's
     rank: int = 16               # LoRA rank r; lora_alpha = r, so that the update is B A
     lr: float = 2e-2             # learning rate of Adam at the first step, falling linearly to 0
     chunk: int = 128             # images times draws per backward pass: memory; same result up to rounding
@@ -69,15 +72,15 @@ class Settings:
 
 def check(s: Settings) -> Settings:
     """Refuse what has no meaning, in one line that says what was got and what was expected; fill in N."""
-    s = dataclasses.replace(s, N=s.N or data.KNOWN.get(s.data, (0,))[0])
+    if s.data in data.KNOWN and s.N == 0:
+        s = dataclasses.replace(s, N=data.KNOWN[s.data].N)
 
     def need(true: bool, name: str, expected: str) -> None:
         if not true:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(s, name)}: expected {expected}")
     need(data.is_name(s.data), "data", f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE")
-    need(s.accountant in BOUND, "accountant", " or ".join(BOUND))
-    need(s.draws in ddpm.DRAWS, "draws", f"one of {', '.join(ddpm.DRAWS)}")
-    need(s.train in lora.WHAT, "train", f"one of {', '.join(lora.WHAT)}")
+    for name, choices in CHOICES.items():
+        need(getattr(s, name) in choices, name, f"one of {', '.join(choices)}")
     for name, least in dict(B=1, steps=1, K=1, rank=1, chunk=1, size=8, peek=0).items():
         need(getattr(s, name) >= least, name, f"a whole number, at least {least}")
     need(s.seed is None or 0 <= s.seed < 2**32, "seed", "0 to 2^32 - 1")
@@ -102,7 +105,7 @@ def with_draws(images: Tensor, labels: Tensor, names: Tensor, key: Tensor, step:
     u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, names), s.K, images.shape[1:])
     if classes is not None:
         labels = labels.masked_fill(drop < DROP, classes)                # the null class, for guidance
-    return data.to_float(images), labels, ddpm.t_of(u, ddpm.DRAWS[s.draws][0]), noise
+    return data.to_float(images), labels, ddpm.t_of(u, ddpm.DRAWS[s.draws].law), noise
 
 
 def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
@@ -110,60 +113,45 @@ def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
     def losses(params, x0, labels, t, noise):                            # (n,): mean of K draws
         def network(*args):
             return torch.func.functional_call(model, (params, frozen), args)
-        with unet.autocast(x0.device):
-            return ddpm.loss(network, x0, labels, t, noise, weighting=ddpm.DRAWS[s.draws][1])
+        with devices.autocast(x0.device):
+            return ddpm.loss(network, x0, labels, t, noise, weight=ddpm.DRAWS[s.draws].weight)
     if s.train in lora.TARGETS:
         return functools.partial(dpsgd.per_sample_grads_by_copies, losses)   # one backward pass: faster
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
-def private_images(s: Settings, model: unet.UNet, coder, declared: dict) -> tuple[Tensor, Tensor]:
-    """The private images and their labels, numbered as the network's classes."""
-    channels = (coder or model).config["image_channels"]
-    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, declared.get("classes"), channels)
-    images, labels = data.in_places(images, labels, declared.get("labels"))
-    data.fits(model, images, labels, s.data, coder)
-    return images, labels
-
-
 def finetune(s: Settings) -> None:
     """Private images: the paper's algorithm. The comments (i) .. (vi) are its lines."""
-    rank, ranks, device = distributed.start(sample.pick_device(s.device))
+    rank, ranks, device = distributed.start(devices.pick(s.device))
     if s.seed is not None:
         torch.manual_seed(s.seed)                                # of the factors A; all else has generators
-    model, coder = unet.load_with_coder(Path(s.base))
-    base = unet.fingerprint(model, coder)                        # a name is not enough: files change
-    declared = data.declared_classes(s.data, s.classes, model, own=coder is not None)
-    if coder is not None and model.classes is not None:
-        lora.new_classes(model, declared["classes"], s.start)
-    layers = lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
-    model.to(device)
+    run = runs.begin(s)                                          # the public base and an adapter
+    model = run.model.to(device)
     trainable, frozen = lora.split(model)                        # all that private data can touch; the rest
 
     # the plan: every constant is public and fixed before the first private image is read
     q, sigma = s.B / s.N, 0.0
     if s.epsilon < math.inf:
-        sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, BOUND[s.accountant])
+        sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, ACCOUNTANTS[s.accountant])
     if rank == 0:
-        print(statement.plan(s, sigma, trainable, model, coder, layers, f"{ranks} x {device.type}", declared))
-    images, labels = private_images(s, model, coder, declared)
-    shape = tuple(images.shape[1:])
-    mechanism = dict(dataclasses.asdict(s), ranks=ranks, sigma=sigma,
-                     base=base, private_images=checkpoint.fingerprint(images, labels))
-    names = draws.names(images)                                  # whose draws: of an image's own bytes
+        weights = sum(p.numel() for p in trainable.values())
+        print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
+    images, labels, names = runs.private_images(run)             # names: whose draws, of an image's own bytes
+    run = dataclasses.replace(run, shape=tuple(images.shape[1:]))
+    mechanism = dict(dataclasses.asdict(s), ranks=ranks, sigma=sigma, base=run.base_sha256,
+                     private_images=checkpoint.fingerprint(images, labels))
     images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))  # this rank's share
-    if coder is not None:
-        images = autoencoder.to_latents(coder.to(device), images)    # once: E reads one image alone
+    if run.coder is not None:
+        images = autoencoder.to_latents(run.coder.to(device), images)    # once: E reads one image alone
 
     secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)     # lots and privacy noise
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer, average = torch.optim.Adam(trainable.values(), lr=s.lr), ddpm.EMA(trainable, EMA_DECAY)
-    strip = functools.partial(sample.class_strip, model, shape, declared.get("labels"), coder)
-    run = checkpoint.Run(s.out, mechanism, trainable, average, optimizer, secret, key, rank, s.peek, strip)
-    run.begin(s.resume)
+    progress = checkpoint.Progress(s.out, mechanism, trainable, average, optimizer, secret, key)
+    progress.begin(s.resume)
     per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)
-    bar = tqdm(range(run.done + 1, s.steps + 1), initial=run.done, total=s.steps, desc="private",
+    bar = tqdm(progress.steps(s.steps), initial=progress.done, total=s.steps, desc="private",
                disable=screen.hide_bar(rank == 0))
 
     for step in bar:
@@ -178,18 +166,32 @@ def finetune(s: Settings) -> None:
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)
         optimizer.step()                                                 # (vi)  post-processing: free
         average.update(trainable)
-        run.metrics.append([step, *accountant.epsilon(q, sigma, step, s.delta)])     # of the steps that ran
-        bar.set_postfix(epsilon_rdp=f"{run.metrics[-1][1]:.3f}")
-        run.after(step, s.steps)                                         # checkpoint, strip, Ctrl-C
+        spent, order = accountant.epsilon(q, sigma, step, s.delta)       # of the steps that ran
+        bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
+        show = s.peek > 0 and step % s.peek == 0
+        progress.record(step, s.steps, spent, order, save=show)          # first, so that no step shown runs again
+        if show and rank == 0:
+            with average.applied(trainable):
+                sample.class_strip(run, Path(s.out) / f"peek-{step:05d}.png")
 
     if rank == 0:
         with average.applied(trainable):                                 # the average is what is published
-            statement.publish(s, sigma, run.metrics, model, trainable, shape, base, declared, coder)
+            publish(run, sigma, trainable, progress.metrics)
     distributed.stop()
 
 
+def publish(run: Run, sigma: float, trainable: dict, metrics: list) -> None:
+    """The run's folder, its privacy report last. Nothing is written if more was spent than promised."""
+    facts = privacy_report.after(run.settings, sigma, len(metrics), sum(p.numel() for p in trainable.values()))
+    runs.write(run, trainable, metrics)
+    out = Path(run.settings.out)
+    before = runs.load(out, public=True, base_path=run.settings.base)
+    sample.before_and_after(out / "samples.png", before, run)
+    privacy_report.write(out, facts)
+
+
 def main() -> None:
-    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of)
+    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of, CHOICES)
     with screen.one_line("train.py", "lower --chunk, also with --resume"), distributed.answering():
         s = check(s)
         with checkpoint.alone(Path(s.out) / ".in-use", fresh=not s.resume):

@@ -1,4 +1,4 @@
-"""unet.py -- the network that predicts the noise, and the public base's file.
+"""unet.py -- the network that predicts the noise.
 
 A UNet (Ronneberger et al. 2015) of residual blocks and attention, told t and the class: Ho et al. 2020,
 App. B, with two things of Dhariwal & Nichol 2021, "ADM": several heads, attention on several levels. t and
@@ -7,16 +7,11 @@ class are added to the features, as there; ADM scales them, too. Nothing here kn
   $ python unet.py            # what the default network is made of, level by level
 """
 import math
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-
-import autoencoder
-import data
-from machinery import checkpoint
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -154,78 +149,6 @@ def _zero(layer: nn.Module) -> None:
     """Zero-initialised outputs: each block starts as the identity, the network as the constant 0."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 for the network's forward and backward pass where the hardware is made for it, else float32.
-
-    Only what runs inside is affected: losses stay float32, all of dpsgd.py's norms, sums and noise float64.
-    """
-    fast = False
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(False)
-    elif device.type == "cpu":                                           # a private name: may be missing
-        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
-
-# -----------------------------------------------------------------------------
-# the public base on disk
-
-
-ASSETS = data.ASSETS.resolve()
-SHIPPED = {ASSETS / "base.pt": list("0123456789"),               # their files hold no names
-           ASSETS / "base-clothes.pt": list(data.GARMENTS)}
-
-
-def save(path: Path, model: UNet, weights: dict[str, Tensor] | None = None, coder=None) -> None:
-    """Write a UNet's shape and weights (or other weights of that shape, an average); replaces `path` at once.
-
-    With the autoencoder in whose latents it works, both go into the one file, in half precision.
-    """
-    weights, extra = weights or model.state_dict(), {}
-    if coder is not None:
-        weights = {name: p.half() for name, p in weights.items()}
-        extra = dict(autoencoder=autoencoder.state(coder))
-    checkpoint.save(Path(path), dict(config=model.config, model=weights, **extra), mode=0o644)
-
-
-def load(path: Path) -> UNet:
-    """The network alone of what `save` wrote; see load_with_coder."""
-    return load_with_coder(path)[0]
-
-
-def load_with_coder(path: Path) -> tuple[UNet, autoencoder.Autoencoder | None]:
-    """Read what `save` wrote: the network, and the frozen autoencoder in whose latents it works (None: in
-    pixels). Weights only, no code is unpickled. A relative path that is not found from here is looked for
-    beside the code, so that assets/base.pt is found from any directory.
-
-    Errors: missing, truncated or foreign file -> ValueError in one line
-    """
-    beside = Path(__file__).parent / path                                # `path` itself if that is absolute
-    path = beside if not Path(path).exists() and beside.is_file() else path
-    if not Path(path).is_file():
-        raise ValueError(f"no base model at {path}; make one with `python pretrain.py` or pass --base")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model = UNet(**saved["config"])
-        model.config["names"] = model.config["names"] or SHIPPED.get(Path(path).resolve())
-        model.load_state_dict(saved["model"])
-        coder = autoencoder.from_state(saved["autoencoder"]) if "autoencoder" in saved else None
-        if coder is not None:
-            model.to(memory_format=torch.channels_last)                  # faster for its 48 channels and more
-    except Exception as e:
-        raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "
-                         f"expected a file written by `python pretrain.py`") from None
-    return model, coder
-
-
-def fingerprint(model: UNet, coder: autoencoder.Autoencoder | None) -> str:
-    """SHA-256 of a base's weights and of its autoencoder's, scale included: a name is not enough, files
-    change.
-    """
-    parts = [model] if coder is None else [model, coder]
-    return checkpoint.fingerprint(*(p for part in parts for p in part.state_dict().values()))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,14 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from support import runs  # noqa: E402
+from machinery import devices  # noqa: E402
 import evaluate  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
-from machinery import checkpoint, classifiers  # noqa: E402
+from machinery import checkpoint  # noqa: E402
+from support import classifiers  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
 # the base point
@@ -171,7 +174,7 @@ def real_runner(device: torch.device) -> Callable:
                 train.finetune(s)
             seconds = round(time.time() - start, 1)
             facts = json.loads((Path(folder) / "privacy.json").read_text())
-            model = sample.load_run(folder).to(device)                # which layers: adapter_config.json says
+            model = runs.load(folder).model.to(device)                # which layers: adapter_config.json says
             adapter = torch.load(Path(folder) / "adapter_model.bin", weights_only=True)
             weights = sum(p.numel() for p in adapter.values())
         steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
@@ -306,7 +309,7 @@ def main() -> None:
             todo = lambda rows: grid([name for name in EXPERIMENTS if name in only], a.seeds, judged, rows)
             lock = a.csv[0].with_name(f".{a.csv[0].name}.in-use")       # two would lose each other's rows
             with checkpoint.alone(lock):
-                work(a.csv[0], todo, real_runner(sample.pick_device(a.device)), a.minutes)
+                work(a.csv[0], todo, real_runner(devices.pick(a.device)), a.minutes)
     except (ValueError, OSError) as e:
         p.error(str(e))
     except KeyboardInterrupt:

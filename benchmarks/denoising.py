@@ -15,6 +15,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from support import runs  # noqa: E402
+from machinery import devices  # noqa: E402
 import data  # noqa: E402
 import ddpm  # noqa: E402
 import sample  # noqa: E402
@@ -34,7 +36,7 @@ def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: in
         noise = torch.randn((len(x0), 1, *x0.shape[1:]), generator=generator)                  # K = 1
         times = torch.full((len(x0), 1), t)
         parts = zip(*(part.split(batch) for part in (x0, labels, times, noise)))
-        with unet.autocast(x0.device):
+        with devices.autocast(x0.device):
             losses.append(torch.cat([ddpm.loss(model, *part) for part in parts]).mean().item())
     return losses
 
@@ -49,9 +51,9 @@ def main() -> None:
     try:
         if a.n < 1:
             raise ValueError(f"--n {a.n}: expected at least 1")
-        rows = [("base", sample.load_run(a.runs[0], public=True))]
-        rows += [(run, sample.load_run(run)) for run in a.runs]
-        config = sample.read_config(Path(a.runs[0]))
+        rows = [("base", runs.load(a.runs[0], public=True).model)]
+        rows += [(run, runs.load(run).model) for run in a.runs]
+        config = runs.read_config(Path(a.runs[0]))
         if data.KNOWN.get(config["data"], (0, 3))[1] != 1:
             raise ValueError(f"{a.runs[0]} is of {config['data']}; expected grey images with a test set")
         images, labels = data.load(config["data"], "test", config["data_dir"] or None, config["size"])

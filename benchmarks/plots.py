@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import accountant  # noqa: E402
 import train  # noqa: E402
-from machinery import pld  # noqa: E402
+import pld  # noqa: E402
 
 
 def main() -> None:

@@ -29,6 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import base  # noqa: E402
+from machinery import devices  # noqa: E402
 import accountant  # noqa: E402
 import ddpm  # noqa: E402
 import dpsgd  # noqa: E402
@@ -53,7 +55,7 @@ def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, wha
     The model is the shipped base, or a fresh UNet of `channels`.
     """
     torch.manual_seed(0)
-    model = unet.UNet(channels=channels) if channels else unet.load(ROOT / "assets" / "base.pt")
+    model = unet.UNet(channels=channels) if channels else base.load(ROOT / "assets" / "base.pt").model
     lora.attach(model, lora.describe(what, rank, rank, True))
     model.to(device)
     x0, labels = glyphs.draw(images, torch.Generator().manual_seed(0))
@@ -63,7 +65,7 @@ def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, wha
 
 def precision_of(device) -> str:
     """What train.py computes in on this device: bfloat16 where the hardware is made for it."""
-    with unet.autocast(device):
+    with devices.autocast(device):
         return "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
 
 
@@ -105,7 +107,7 @@ def opacus_step(device, trainable, example, rank: int, **how):
     from peft import PeftModel
     with tempfile.TemporaryDirectory() as folder:
         lora.save(Path(folder), trainable, lora.describe("lora", rank, rank, True))
-        theirs = PeftModel.from_pretrained(unet.load(ROOT / "assets" / "base.pt"), folder, is_trainable=True)
+        theirs = PeftModel.from_pretrained(base.load(ROOT / "assets" / "base.pt").model, folder, is_trainable=True)
     theirs, generator = GradSampleModule(theirs, strict=False, **how).to(device), dpsgd.os_generator()
 
     def step():
@@ -216,7 +218,7 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     """
     images = torch.randint(256, (resident, 1, 28, 28), dtype=torch.uint8).to(device)
     labels = torch.randint(10, (resident,)).to(device)
-    model = unet.load(ROOT / "assets" / "base.pt")
+    model = base.load(ROOT / "assets" / "base.pt").model
     lora.inject(model, 16, 16)
     trainable, frozen = lora.split(model.to(device))
     key, s = torch.tensor(0, device=device), train.Settings(K=1)
@@ -284,7 +286,7 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
         say("Opacus', dp-accounting's calibration / calibrate", ">= 5", None, "--no-peers")
     glyphs.draw(10)                                                      # draws the templates, once
     say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
-    model, m = unet.load(ROOT / "assets" / "base.pt").to(device), min(1000, 4 * n)
+    model, m = base.load(ROOT / "assets" / "base.pt").model.to(device), min(1000, 4 * n)
     generate = lambda: sample.generate(model, torch.arange(m) % 10, (m, 1, 28, 28), steps=50, quiet=True)
     say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
     seconds = None
@@ -381,7 +383,7 @@ def main() -> None:
     p.add_argument("--lot", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     warnings.filterwarnings("ignore")                                    # the peers' deprecations
-    device, peers = sample.pick_device(a.device), not a.no_peers
+    device, peers = devices.pick(a.device), not a.no_peers
     if a.lot:
         return print(peak_of_a_lot(a.lot, a.n, 64 * a.n, device))
     print(f"torch {torch.__version__}, {device}: {device_name(device)}, {torch.get_num_threads()} threads, "

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import accountant
-from machinery import pld
+import pld
 
 google_rdp = pytest.importorskip("dp_accounting.rdp.rdp_privacy_accountant")
 google_pld = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")

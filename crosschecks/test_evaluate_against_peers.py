@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from machinery import classifiers, inception  # noqa: E402
+from support import classifiers, inception  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from opacus.grad_sample import GradSampleModule
 from peft import PeftModel
 from torch.func import functional_call
 
+from support import runs
 import ddpm
 import dpsgd
 import lora
@@ -43,7 +44,7 @@ def test_peft_reads_the_adapter_of_latents_that_ships():
     """On the public base with the private classes' own table, as sample.py makes it."""
     folder = ROOT / "assets" / "cells-eps10"
     ours, _, _ = sample.open_run(folder)
-    theirs = PeftModel.from_pretrained(sample.load_run(folder, public=True), str(folder))
+    theirs = PeftModel.from_pretrained(runs.load(folder, public=True).model, str(folder))
     z, t, labels = torch.randn(4, 4, 16, 16), torch.tensor([1, 300, 600, 999]), torch.tensor([0, 3, 7, 8])
     torch.testing.assert_close(theirs(z, t, labels), ours(z, t, labels), atol=1e-4, rtol=1e-3)
 

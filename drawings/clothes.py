@@ -154,6 +154,8 @@ CHOICES = [[TEE, SHORT * 3 + BARE, ROUND * 2 + VEE, FRONT], [LEGS, WAIST, CREASE
            [TEE, LONG * 2 + SHORT + BARE, COLLAR * 3 + ROUND, PLACKET], [SNEAKER, SOLE, LACES, PANEL],
            [BAG, HANDLE, FLAP], [BOOT, HEEL, SHAFT]]
 SHOES, SLEEVED = (5, 7, 9), (2, 4, 6)       # hanging sleeves lie closer to the body than they were cut
+NAMES = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
+         "sandal", "shirt", "sneaker", "bag", "ankle boot")     # of the classes, in the order of their labels
 PRINTED = (1, 0.4, 0.8, 0.8, 0.4, 0.3, 1, 0.3, 0.5, 0.3)   # how often each class's prints are kept
 PER_CLASS = 120              # patterns kept per class
 FIELD, SPAN = 60, 30         # a pattern is FIELD x FIELD over SPAN x SPAN pixels
@@ -238,7 +240,7 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     Each image: a random class and pattern -> scale, shear, turn -> smooth bend -> a cloth of random
     brightness, folds and print -> seams and rim.
     Shapes:  images (n, 1, 28, 28) float32 in [-1, 1] (-1: background), labels (n,) int64, an index into
-             data.GARMENTS
+             NAMES
     Errors:  n < 1 -> ValueError
     Source:  the frame and the order of the classes, Xiao, Rasul and Vollgraf 2017, section 2
     Example: draw(2, torch.Generator().manual_seed(0))[0].shape -> (2, 1, 28, 28)

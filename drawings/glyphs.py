@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NAMES = tuple("0123456789")                              # of the classes, in the order of their labels
 STROKES = {
     0: ["5,0 1,3 0,8 3,13 7,13 10,8 9,2 5,0 2,2", "6,0 2,3 0,9 3,14 7,12 9,6 8,2 5,0 4,2",
         "7,1 3,1 0,6 1,12 5,14 9,10 9,4 7,1 6,0"],

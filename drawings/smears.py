@@ -50,6 +50,7 @@ CELLS = {
                        (0.40, 0.23, 0.53), (0.78, 0.60, 0.74), (0.1, 0.4), 32, 0.05),
     "platelet": Cell((5, 10), (0, 0), (0.3, 0.5), (0.0, 0.0), (0.0, 0.1), (0.74, 0.62, 0.80),
                      (0.55, 0.36, 0.64), (0.50, 0.30, 0.60), (0.3, 0.7), 26, 1.0)}
+NAMES = tuple(CELLS)      # of the classes, in the order of their labels
 MOST_LOBES = 6
 RED_CELLS = 7                            # at most that many lie around
 PLASMA, RED, RED_PALE = (0.95, 0.90, 0.86), (0.87, 0.68, 0.65), (0.93, 0.82, 0.79)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Callable
+from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -215,67 +215,67 @@ def prepare_folder(out: Path) -> None:
     try_writing(out)
 
 
-class Run:
-    """What decides a private run's future, as it lies in folder/checkpoint.pt, and the ledger of its steps.
+class Progress:
+    """How far a private run has come: the ledger of its steps, and what decides its future, in
+    folder/checkpoint.pt.
 
     settings:  of the mechanism, compared on --resume
     trainable: name -> tensor, with their running `average` (ddpm.EMA) and their `optimizer`
     secret:    the generator of this rank's lots and noise; key: of draws.py
-    show:      draws samples of the average to `path`, asked for every `peek` steps, 0: never
     """
 
     def __init__(self, folder: Path, settings: dict, trainable: dict, average, optimizer,
-                 secret: torch.Generator, key: Tensor, rank: int, peek: int, show: Callable):
+                 secret: torch.Generator, key: Tensor):
         self.folder, self.settings = Path(folder), settings
         self.trainable, self.average = trainable, average
         self.optimizer, self.secret, self.key = optimizer, secret, key
-        self.rank, self.peek, self.show = rank, peek, show
         self.done, self.metrics = 0, []                          # steps; of each: its number, epsilon, order
         self.stop = stop_cleanly() if settings["ranks"] == 1 else threading.Event()
 
     def begin(self, resume: bool) -> None:
         """An empty folder; or everything taken back as it was, in place, of the generators this rank's."""
         if not resume:
-            if self.rank == 0:
+            if distributed.rank() == 0:
                 prepare_folder(self.folder)
             return
         state = load(self.folder / "checkpoint.pt", self.settings)
         with torch.no_grad():
             for name, p in self.trainable.items():
                 p.copy_(state["trainable"][name])
-                self.average.shadow[name].copy_(state["average"][name])
-        self.average.updates = state["updates"]
+        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.key.copy_(state["key"])
-        self.secret.set_state(state["generators"][self.rank])
+        self.secret.set_state(state["generators"][distributed.rank()])
         self.done, self.metrics = state["step"], state["metrics"]
 
-    def after(self, step: int, steps: int) -> None:
-        """What follows a step: a checkpoint and a strip of samples when they are due; the end after Ctrl-C.
+    def steps(self, total: int) -> Iterator[int]:
+        """The numbers of the steps that are still to be done. After Ctrl-C the step under way is the last."""
+        for step in range(self.done + 1, total + 1):
+            yield step
+            if self.stop.is_set() and step < total:
+                sys.exit(f"stopped after step {step} of {total}, epsilon spent so far "
+                         f"{self.metrics[-1][1]:.4f}; go on with --resume")
 
-        All ranks must call it. A strip is drawn after the save: no step is shown, and then run again
+    def record(self, step: int, total: int, epsilon: float, order: float, save: bool = False) -> None:
+        """Enter a step that ran into the ledger, with the epsilon spent so far; a checkpoint when it is due.
+
+        All ranks must call it.
         """
-        if self.rank == 0:
-            screen.tell_a_log(step, steps, f"epsilon_rdp={self.metrics[-1][1]:.3f}")
-        peek = self.peek > 0 and step % self.peek == 0
-        if peek or step % SAVE_EVERY == 0 or step == steps or self.stop.is_set():
+        self.metrics.append([step, epsilon, order])
+        if distributed.rank() == 0:
+            screen.tell_a_log(step, total, f"epsilon_rdp={epsilon:.3f}")
+        if save or step % SAVE_EVERY == 0 or step == total or self.stop.is_set():
             generators = distributed.states(self.secret)
-            if self.rank == 0:
+            if distributed.rank() == 0:
                 self.save(step, generators)
-        if peek and self.rank == 0:
-            with self.average.applied(self.trainable):
-                self.show(path=self.folder / f"peek-{step:05d}.png")
-        if self.stop.is_set() and step < steps:
-            sys.exit(f"stopped after step {step} of {steps}, epsilon spent so far {self.metrics[-1][1]:.4f}; "
-                     f"go on with --resume")
 
     def save(self, step: int, generators: list[Tensor]) -> None:
         """All of it, as plain tensors, numbers and strings. generators: one state for each rank"""
         weights = {name: p.detach() for name, p in self.trainable.items()}
         save(self.folder / "checkpoint.pt", dict(
             settings=self.settings, step=step, metrics=self.metrics, trainable=weights,
-            average=self.average.shadow, updates=self.average.updates,
-            optimizer=self.optimizer.state_dict(), generators=generators, key=self.key))
+            average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), generators=generators,
+            key=self.key))
 
 
 def stop_cleanly() -> threading.Event:

@@ -2,11 +2,16 @@
 
     steps: int = 110         # optimiser steps, one use of the private data each
     ->  --steps STEPS   optimiser steps, one use of the private data each (default: 110)
+
+  $ python -m machinery.flags --size 3       # one field as a flag
 """
+import argparse
 import dataclasses
 import inspect
 import re
+import sys
 import typing
+from typing import Callable
 
 from machinery import screen
 
@@ -16,19 +21,51 @@ def comments(settings: type) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): .*?  # (.*)", inspect.getsource(settings), re.M))
 
 
-def parse(settings: type, program: str, doc: str, argv: list[str], recipe=None):
-    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2.
-
-    recipe: the defaults that follow from --data, data's name -> {field: value}
+def add(parser: argparse.ArgumentParser, settings: type, defaults: dict | None = None,
+        choices: dict | None = None) -> None:
+    """A flag for each field. defaults: in place of the fields' own; choices: name -> what it may be, for
+    --help alone.
     """
-    parser, said = screen.Parser(doc, program), comments(settings)
+    said = comments(settings)
     for field in dataclasses.fields(settings):
         flag, text = "--" + field.name.replace("_", "-"), said[field.name].replace("%", "%%")
+        if choices and field.name in choices:
+            text += f": {', '.join(choices[field.name])}"
+        default = (defaults or {}).get(field.name, field.default)
+        if default in ("", None):                                        # the comment says what that means
+            default = argparse.SUPPRESS
         if field.type is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(flag, action="store_true", help=text, default=argparse.SUPPRESS)
         else:
             kind = next(t for t in (field.type, *typing.get_args(field.type)) if t in (int, float, str))
-            parser.add_argument(flag, type=kind, default=field.default, help=text)
+            parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def take(said: argparse.Namespace, settings: type):
+    """The settings among what was said on the command line."""
+    return settings(**{field.name: getattr(said, field.name, field.default)
+                       for field in dataclasses.fields(settings)})
+
+
+def parse(settings: type, program: str, doc: str, argv: list[str], recipe: Callable | None = None,
+          choices: dict | None = None):
+    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2.
+
+    recipe: the defaults that follow from --data, data's name -> {field: value}; choices: see `add`
+    """
+    parser, defaults = screen.Parser(doc, program), {}
     if recipe is not None:
-        parser.set_defaults(**recipe(parser.parse_args(argv).data))
-    return settings(**vars(parser.parse_args(argv)))
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        first.add_argument("--data", nargs="?", default=settings.data)
+        defaults = recipe(first.parse_known_args(argv)[0].data or settings.data)
+    add(parser, settings, defaults, choices)
+    return take(parser.parse_args(argv), settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    size: int = 2                # side in pixels
+
+
+if __name__ == "__main__":
+    print(parse(Example, "flags.py", __doc__, sys.argv[1:]))

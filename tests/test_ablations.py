@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import base  # noqa: E402
 import accountant
 import lora
 import unet
 from conftest import ROOT, tiny_unet
-from machinery import pld
-from test_data import write_idx
+import pld
+from helpers import write_idx
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
@@ -114,7 +115,7 @@ def test_bad_input_gets_one_clear_line(argv, word, monkeypatch, capsys):
 
 def test_real_runs_end_to_end_train_what_their_rows_say(tmp_path, monkeypatch):
     """Tiny, but the real programs' own functions: what train.py does not offer, and no noise."""
-    unet.save(tmp_path / "base.pt", tiny_unet())
+    base.save(tmp_path / "base.pt", tiny_unet())
     for prefix in ("train", "t10k"):
         write_idx(tmp_path, np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8),
                   np.arange(100, dtype=np.uint8) % 10, prefix)

@@ -13,8 +13,8 @@ from scipy.special import gammaln, logsumexp
 
 import accountant
 from accountant import calibrate, epsilon, rdp, to_epsilon
-from machinery import pld
-from machinery.pld import gaussian_epsilon, gdp_epsilon, pld_epsilon
+import pld
+from pld import gaussian_epsilon, gdp_epsilon, pld_epsilon
 
 pytestmark = pytest.mark.filterwarnings("error")         # numpy must not overflow, divide by 0 or meet NaN
 GOLDEN = dict(q=0.04, sigma=1.5, steps=2250, delta=1e-5)

@@ -13,7 +13,8 @@ import accountant
 import audit
 import dpsgd
 import train
-from machinery import membership, pld
+import pld
+from attacks import membership
 from conftest import tiny_unet
 
 WORLD = dict(q=1.0, sigma=1.0, steps=1, K=1, others=1)

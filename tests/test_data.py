@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import base
+from support import classes
 import data
 import unet
 from drawings import glyphs
@@ -54,12 +56,6 @@ def test_uint8_and_float_are_inverse():
     assert data.to_float(x).min() == -1 and data.to_float(x).max() == 1
 
 
-def write_idx(folder, images, labels, prefix="train"):
-    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-        (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
-
-
 @pytest.mark.parametrize("where", ["", "FashionMNIST/raw"])
 def test_gzipped_fashion_files_are_found_in_data_dir(tmp_path, where):
     folder = tmp_path / where
@@ -82,15 +78,6 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, says):
     with pytest.raises(ValueError, match=says) as e:
         data.load("mnist", "train", tmp_path)
     assert "\n" not in str(e.value) and str(path) in str(e.value)
-
-
-def make_folder(path, sizes=((40, 30), (32, 32), (50, 70)), classes=("cats", "dogs")):
-    from PIL import Image
-    rng = np.random.default_rng(0)
-    for c in classes:
-        (path / c).mkdir(parents=True)
-        for i, (w, h) in enumerate(sizes):
-            Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(path / c / f"{i}.png")
 
 
 def test_a_folder_of_pictures_is_resized_cropped_and_labelled(tmp_path):
@@ -171,7 +158,7 @@ def test_hidden_folders_are_no_classes_and_numbers_are_counted_as_people_do(tmp_
     make_folder(tmp_path, sizes=((20, 20),), classes=[".ipynb_checkpoints"])
     (tmp_path / "3" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "3" / ".ipynb_checkpoints" / "0.png").write_bytes((tmp_path / "3" / "0.png").read_bytes())
-    assert data.class_names(f"folder:{tmp_path}") == [str(i) for i in range(12)]
+    assert classes.class_names(f"folder:{tmp_path}") == [str(i) for i in range(12)]
     assert data.load(f"folder:{tmp_path}", size=16)[1].tolist() == list(range(12))
 
 
@@ -192,22 +179,22 @@ def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_pa
     base = ["cat", "dog", "horse"]
     labels = data.load(f"folder:{tmp_path}", size=16, classes=base)[1]
     assert labels.tolist() == [1, 2], "not 0 and 1: dogs are no cats"
-    assert data.declared(f"folder:{tmp_path}", "", base) == base and data.place(base, base, 3) == [0, 1, 2]
-    assert data.place(["horse", "cat"], base, 3) == [2, 0], "by name"
-    assert data.place(["goat", "cow"], base, 3) == [0, 1] == data.place(["goat", "cow"], None, 3), "in order"
+    assert classes.declared(f"folder:{tmp_path}", "", base) == base and classes.place(base, base, 3) == [0, 1, 2]
+    assert classes.place(["horse", "cat"], base, 3) == [2, 0], "by name"
+    assert classes.place(["goat", "cow"], base, 3) == [0, 1] == classes.place(["goat", "cow"], None, 3), "in order"
     for names in (["dog", "cow"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match="do not fit"):
-            data.place(names, base, 3)
+            classes.place(names, base, 3)
 
 
 def test_a_label_below_0_is_of_no_declared_class_and_its_image_counts_as_none(tmp_path):
     images = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.array([[0], [-1], [1]]))
     everything, labels = data.load(f"npz:{tmp_path / 'x.npz'}", size=8)
-    kept, numbers = data.in_places(everything, labels, [4, 5])
+    kept, numbers = classes.in_places(everything, labels, [4, 5])
     assert torch.equal(kept, torch.from_numpy(images[[0, 2], None])) and numbers.tolist() == [4, 5]
     with pytest.raises(ValueError, match="labels from -1 to 1; expected 0 to 9"):
-        data.fits(unet.UNet(), everything, labels, "x")                  # where no class is declared
+        base.fits(unet.UNet(), everything, labels, "x")                  # where no class is declared
 
 
 # --- arrays

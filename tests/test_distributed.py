@@ -62,7 +62,7 @@ def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
 
 def torchrun(*argv, **how):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               str(ROOT / "tests/quick_train.py"), *map(str, argv)]
+               str(ROOT / "tests/helpers.py"), *map(str, argv)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             env=dict(os.environ, OMP_NUM_THREADS="1"), start_new_session=True, **how)
 

@@ -11,11 +11,13 @@ import pytest
 import scipy.linalg
 import torch
 
+import base
 import data
 import evaluate
 import lora
 import unet
-from machinery import checkpoint, classifiers, inception
+from machinery import checkpoint
+from support import classifiers, inception
 from conftest import tiny_unet
 from test_data import make_folder
 
@@ -189,10 +191,10 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
 
 def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    unet.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
+    base.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
     lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
     lora.save(tmp_path, lora.split(model)[0], config)
-    sha256 = checkpoint.fingerprint(*unet.load(tmp_path / "base.pt").state_dict().values())
+    sha256 = checkpoint.fingerprint(*base.load(tmp_path / "base.pt").model.state_dict().values())
     settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28,
                     base_sha256=sha256)
     (tmp_path / "config.json").write_text(json.dumps(settings))

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 
+import base
+from support import runs
 import accountant
 import ddpm
 import dpsgd
@@ -30,10 +32,11 @@ import pretrain
 import sample
 import train
 import unet
-from machinery import checkpoint, draws, screen, statement
+from machinery import checkpoint, draws, screen
+from support import privacy_report
 from conftest import ROOT, tiny_unet
-from test_data import make_folder, write_idx
-from whole_runs import N, PUBLISHED, Code, call, finetune, make_place, stop_after
+from helpers import make_folder, write_idx
+from helpers import N, PUBLISHED, Code, call, finetune, make_place, stop_after
 
 PRETRAIN = "--steps 2 --batch 4 --out new.pt --device cpu".split()
 SAMPLE = "--n 2 --steps 2 --out new.png --device cpu".split()
@@ -50,7 +53,7 @@ def world(tmp_path_factory):
         assert finetune("--out", "finished", "--seed", 4, picture=True)[0] == 0
     make_place(world / "elsewhere", seed=1)                              # other images, and another base
     torch.manual_seed(1)
-    unet.save(world / "other-base.pt", tiny_unet(seed=1))
+    base.save(world / "other-base.pt", tiny_unet(seed=1))
 
     images, labels = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
     for name in ("truncated", "unlabelled", "unequal", "too-many-classes", "not-gzip"):
@@ -74,9 +77,9 @@ def world(tmp_path_factory):
     make_folder(world / "unreadable", sizes=((40, 30), (32, 32)))
     (world / "unreadable" / "dogs" / "1.png").write_bytes(b"no picture")
     (world / "no-pictures" / "cats").mkdir(parents=True)
-    unet.save(world / "colour.pt", tiny_unet(image_channels=3))
+    base.save(world / "colour.pt", tiny_unet(image_channels=3))
     make_folder(world / "wild", sizes=((40, 30),), classes=("cats", "wolves"))
-    unet.save(world / "named.pt", named_unet(["cats", "dogs", "birds"]))
+    base.save(world / "named.pt", named_unet(["cats", "dogs", "birds"]))
     np.savez(world / "other.npz", pictures=np.zeros(3))
     np.savez(world / "colour.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
     np.savez(world / "last.npz", images=np.zeros((9, 8, 8, 3), np.uint8))
@@ -328,7 +331,7 @@ def test_without_a_network_the_missing_data_are_named_in_one_line(world, tmp_pat
 def test_pretraining_of_any_length_ends(steps, tmp_path):
     """20 steps: 5% of them are one, a warm-up of zero length."""
     code, _, err = call(pretrain.main, *PRETRAIN, "--steps", steps, "--out", tmp_path / "base.pt")
-    assert code == 0 and unet.load(tmp_path / "base.pt"), err
+    assert code == 0 and base.load(tmp_path / "base.pt").model, err
 
 
 # --- interrupted
@@ -508,8 +511,8 @@ def test_a_log_file_is_told_of_every_tenth_of_the_steps_and_a_terminal_has_its_b
 
 def test_what_ships_is_found_from_any_directory(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert unet.load("assets/base.pt").config["names"] == list("0123456789")
-    found, base = sample.load_run(world / "finished"), unet.load(world / "base.pt")
+    assert base.load("assets/base.pt").model.config["names"] == list("0123456789")
+    found, base = runs.load(world / "finished").model, base.load(world / "base.pt").model
     assert torch.equal(found.conv_in.weight, base.conv_in.weight), \
         "base.pt of config.json was found above the run's folder"
 
@@ -571,7 +574,7 @@ def save_adapter(folder):
 
 WRITERS = {
     "adapter": save_adapter,
-    "base": lambda folder: unet.save(folder / "base.pt", tiny_unet()),
+    "base": lambda folder: base.save(folder / "base.pt", tiny_unet()),
     "text": lambda folder: checkpoint.write_text(folder / "privacy.json", "x" * 20_000),
 }
 
@@ -602,7 +605,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(program, world, tmp_pat
     """The run's last files, the base, the pictures: exit code 2, and what remains is whole."""
     monkeypatch.chdir(world)
     if program == "train":                                               # full from the end of the loop on
-        publish = statement.publish
+        publish = privacy_report.publish
 
         def full(*a):
             with FullDisk(1_500):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+import base
+from support import classes, privacy_report
 import autoencoder
 import data
 import ddpm
@@ -17,8 +19,9 @@ import sample
 import train
 import unet
 from conftest import ROOT
-from machinery import draws, recipes
-from whole_runs import call, finetune
+from machinery import draws
+from support import recipes
+from helpers import call, finetune
 
 NAMES = [f"public {i}" for i in range(12)]
 PHOTOS = torch.randint(256, (30, 3, 64, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -35,7 +38,7 @@ def public_base(path: Path, classes=12, names=NAMES) -> None:
     model = unet.UNet(image_channels=4, channels=8, heads=2, classes=classes, patch=1, names=names)
     for p in (model.conv_out.weight, model.middle[0][1].proj.weight):    # they start at 0
         torch.nn.init.normal_(p, std=0.1)
-    unet.save(path, model, coder=coder)
+    base.save(path, model, coder=coder)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +61,8 @@ def settings(**changed) -> train.Settings:
 
 def loaded(s: train.Settings):
     """What finetune has before its first step: (network, autoencoder, latents, labels)."""
-    model, coder = unet.load_with_coder(Path(s.base))
-    declared = data.declared_classes(s.data, s.classes, model, own=True)
+    model, coder = base.load(Path(s.base))[:2]
+    declared = classes.declared_classes(s.data, s.classes, model, own=True)
     lora.new_classes(model, declared["classes"], s.start)
     images, labels = train.private_images(s, model, coder, declared)
     return model, coder, autoencoder.to_latents(coder, images), labels
@@ -108,7 +111,7 @@ def test_draws_belong_to_the_image_not_to_its_latent(monkeypatch):
 
 
 def test_the_scale_is_the_bases_constant_whatever_the_private_images_are():
-    _, public = unet.load_with_coder(Path("base.pt"))
+    _, public = base.load(Path("base.pt"))[:2]
     for images in (PHOTOS[:9], PHOTOS[:9] // 8, torch.zeros_like(PHOTOS[:9])):
         write_private(images)
         _, coder, latents, _ = loaded(settings())
@@ -127,7 +130,7 @@ def test_latents_once_are_the_latents_of_each_step(monkeypatch):
     monkeypatch.setattr(dpsgd, "private_gradient", spy)
     code, _, err = finetune("--out", "run", *FLAGS)
     assert code == 0 and seen, err
-    _, coder = unet.load_with_coder(Path("base.pt"))
+    _, coder = base.load(Path("base.pt"))[:2]
     company = torch.cat([PHOTOS // 8, PHOTOS])
     latents = {z.numpy().tobytes() for z in autoencoder.to_latents(coder, company)[len(PHOTOS):]}
     assert {x.numpy().tobytes() for x in seen} <= latents
@@ -141,7 +144,7 @@ def test_encoder_and_decoder_stay_frozen(what):
     assert code == 0, err
     adapter = torch.load("run/adapter_model.bin", weights_only=True)
     assert not any("encoder" in name or "decoder" in name or "scale" in name for name in adapter)
-    before, after = unet.load_with_coder(Path("base.pt"))[1], sample.open_run(Path("run"))[1]
+    before, after = base.load(Path("base.pt"))[:2][1], sample.open_run(Path("run"))[1]
     assert not any(p.requires_grad for p in after.parameters())
     for name, p in before.state_dict().items():
         assert torch.equal(p, after.state_dict()[name])
@@ -245,7 +248,7 @@ def test_what_does_not_fit_the_base_is_refused_in_one_line_before_the_first_step
 
 
 def test_a_number_of_classes_stands_for_their_names():
-    assert data.declared("npz:x", "3", None) == ["0", "1", "2"]
+    assert classes.declared("npz:x", "3", None) == ["0", "1", "2"]
 
 
 # --- what follows from --data
@@ -277,7 +280,7 @@ def test_the_colour_run_that_ships_opens_and_its_statement_holds(name, classes, 
     assert run["classes"] == list(classes) and sample.image_shape(model, run) == (3, side, side)
     assert (ROOT / run["base"]).stat().st_size <= 16e6
     said = json.loads((folder / "privacy.json").read_text())
-    spent = train.BOUND[run["accountant"]](said["q"], said["sigma"], said["steps"], said["delta"])
+    spent = privacy_report.ACCOUNTANTS[run["accountant"]](said["q"], said["sigma"], said["steps"], said["delta"])
     assert said["private"] and spent == pytest.approx(said["epsilon"]) and spent <= int(name.split("eps")[1])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import base
 import accountant
 import data
 import ddpm
@@ -17,10 +18,12 @@ import lora
 import sample
 import train
 import unet
-from machinery import checkpoint, draws, pld, statement
+import pld
+from machinery import checkpoint, draws
+from support import privacy_report
 from conftest import tiny_unet
 from test_data import write_idx
-from whole_runs import IMAGES, N, PUBLISHED, finetune, make_place, stop_after, watch
+from helpers import IMAGES, N, PUBLISHED, finetune, make_place, stop_after, watch
 
 Q = 40 / N
 
@@ -94,7 +97,7 @@ def test_the_adapter_is_the_average_and_not_the_last_weights(monkeypatch):
     monkeypatch.setattr(ddpm, "EMA", lambda *a: made.append(EMA(*a)) or made[-1])
     seen = spied(monkeypatch)
     assert finetune("--out", "run")[0] == 0
-    adapted = lora.split(lora.load(unet.load(Path("base.pt")), Path("run")))[0]
+    adapted = lora.split(lora.load(base.load(Path("base.pt")).model, Path("run")))[0]
     assert len(made) == 1 and made[0].updates == 6
     assert all(torch.equal(p, made[0].shadow[name]) for name, p in adapted.items())
     assert any(not torch.equal(p, seen[-1][0][name]) for name, p in adapted.items())
@@ -105,7 +108,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
     s = train.check(train.Settings(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
     sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
     rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
-    assert statement.after(s, sigma, 6, 1000) == {
+    assert privacy_report.after(s, sigma, 6, 1000) == {
         "private": True, "epsilon": rdp, "delta": 1e-3,
         "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
@@ -136,7 +139,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "or both",
             "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
-        said = statement.after(public, 0.0 if public.seed is None else 5.0, 110, 1000)
+        said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110, 1000)
         assert (said["private"], said["covers"]) == (False, "nothing")
 
 
@@ -252,7 +255,7 @@ def test_a_run_does_not_go_on_with_another_number_of_ranks(monkeypatch):
 
 def test_a_run_does_not_go_on_from_other_weights_under_the_bases_name():
     stopped()
-    unet.save(Path("base.pt"), tiny_unet(seed=1))
+    base.save(Path("base.pt"), tiny_unet(seed=1))
     code, _, err = finetune("--out", "run", "--resume")
     assert code == 2 and "base has changed" in err, err
 

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import base
 import accountant
 import dpsgd
 import lora
 import sample
 import train
 import unet
-from machinery import checkpoint, draws, pld, statement
+import pld
+from machinery import checkpoint, draws
+from support import privacy_report
 from conftest import tiny_unet
-from whole_runs import IMAGES, N, Code, finetune, make_place, stop_after, watch
+from helpers import IMAGES, N, Code, finetune, make_place, stop_after, watch
 
 Q, LONG = 40 / N, 150        # sampling rate of FLAGS; steps of the runs whose lots and noise are counted
 
@@ -168,7 +171,7 @@ def test_the_statement_counts_the_steps_in_the_ledger_not_the_steps_wanted(monke
     s = dataclasses.replace(s, epsilon=40.0)                             # room for a seventh step
     for rows in (metrics[:4], metrics + [[7, None, None]]):
         Path("ledger", "checkpoint.pt").touch()
-        statement.publish(s, sigma, rows, *rest)
+        privacy_report.publish(s, sigma, rows, *rest)
         said = json.loads(Path("ledger", "privacy.json").read_text())
         assert said["steps"] == len(rows)
         assert said["epsilon"] == accountant.epsilon(Q, sigma, len(rows), 1e-3)[0]
@@ -233,7 +236,7 @@ def test_code_inside_a_file_is_refused_and_never_run(what, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora.describe("lora", 2, 3.0, True)))
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Code(), protocol=2))
-    read = dict(base=lambda: unet.load(tmp_path / "adapter_model.bin"),
+    read = dict(base=lambda: base.load(tmp_path / "adapter_model.bin").model,
                 adapter=lambda: lora.load(tiny_unet(), tmp_path),
                 checkpoint=lambda: checkpoint.load(tmp_path / "adapter_model.bin", {}))[what]
     with contextlib.suppress(ValueError):

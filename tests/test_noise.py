@@ -124,7 +124,7 @@ def test_a_run_whose_noise_is_too_short_for_its_delta_is_refused():
     s = train.check(train.Settings(epsilon=1000.0))
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
     with pytest.raises(ValueError, match="expected a smaller --epsilon"):
-        train.statement.plan(s, sigma, {}, torch.nn.Linear(1, 1), None, 0, "", {})
+        train.privacy_report.plan(s, sigma, {}, torch.nn.Linear(1, 1), None, 0, "", {})
 
 
 @pytest.mark.parametrize("noise, longest", [(dpsgd.add_noise, 8.57), (coarse_noise, 5.77)])

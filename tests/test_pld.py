@@ -1,4 +1,4 @@
-"""Theorems about machinery/pld.py: several runs on the same images, and several images of one person."""
+"""Theorems about pld.py: several runs on the same images, and several images of one person."""
 import math
 
 import numpy as np
@@ -7,7 +7,7 @@ import scipy.stats
 
 import accountant
 from conftest import ROOT
-from machinery import pld
+import pld
 
 
 @pytest.fixture(autouse=True)

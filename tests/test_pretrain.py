@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+import base
 import autoencoder
 import data
 import pretrain
@@ -17,7 +18,7 @@ def settings(tmp_path, **changed):
 
 def test_pretraining_makes_a_base_that_loads(tmp_path):
     pretrain.pretrain(settings(tmp_path))
-    assert sum(p.numel() for p in unet.load(tmp_path / "base.pt").parameters()) < 1_000_000
+    assert sum(p.numel() for p in base.load(tmp_path / "base.pt").model.parameters()) < 1_000_000
     assert [p.name for p in tmp_path.iterdir()] == ["base.pt"]
 
 
@@ -27,11 +28,11 @@ def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path):
 
     Without --base they start elsewhere.
     """
-    unet.save(tmp_path / "given.pt", tiny_unet())
-    before = unet.load(tmp_path / "given.pt").state_dict()
+    base.save(tmp_path / "given.pt", tiny_unet())
+    before = base.load(tmp_path / "given.pt").model.state_dict()
     for name, base in (("on", str(tmp_path / "given.pt")), ("new", "")):
         pretrain.pretrain(settings(tmp_path, data=drawn, base=base, lr=1e-9, out=str(tmp_path / name)))
-    on, new = (unet.load(tmp_path / name).state_dict() for name in ("on", "new"))
+    on, new = (base.load(tmp_path / name).model.state_dict() for name in ("on", "new"))
     assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
     assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name])
                for name in before)
@@ -87,12 +88,12 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monke
     assert alone.state_dict().keys() == bundled.state_dict().keys()
     assert all(torch.equal(alone.state_dict()[name], p) for name, p in bundled.state_dict().items())
     images, _ = data.load(how["data"], "train", None, 16)
-    assert unet.load(tmp_path / "base.pt").config["image_channels"] == 4
+    assert base.load(tmp_path / "base.pt").model.config["image_channels"] == 4
     assert autoencoder.to_latents(bundled, images).std().item() == pytest.approx(1, abs=0.2)
 
     # smears, drawn once, as latents: other classes, so a table of their own
     monkeypatch.setattr(pretrain, "POOL", 8)
     pretrain.pretrain(settings(tmp_path, base=str(tmp_path / "base.pt"), data="smears",
                                out=str(tmp_path / "cells.pt")))
-    on, _ = unet.load_with_coder(tmp_path / "cells.pt")
+    on, _ = base.load(tmp_path / "cells.pt")[:2]
     assert on.classes == 8 and on.config["names"] == list(data.CELLS)

@@ -9,6 +9,7 @@ import shlex
 import pytest
 import torch
 
+import base
 import accountant
 import autoencoder
 import lora
@@ -123,7 +124,7 @@ def test_lines_are_at_most_110_characters(path):
 def test_the_readmes_figures_are_the_codes():
     """Those that can be computed again: weights, and the default plan."""
     s = train.check(train.Settings())
-    model = unet.load(ROOT / s.base)
+    model = base.load(ROOT / s.base).model
     base = sum(p.numel() for p in model.parameters())
     lora.inject(model, s.rank, s.rank)
     trained = sum(p.numel() for p in lora.split(model)[0].values())

@@ -10,15 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+import base
 import accountant
 import data
 import lora
 import pretrain
 import train
 import unet
-from machinery import flags, recipes
+from machinery import flags
+from support import recipes
 from conftest import ROOT, tiny_unet
-from quick_train import QUICK
+from helpers import QUICK
 
 PIXELS = np.random.default_rng(0)
 PAGE = (ROOT / "docs" / "settings.md").read_text().replace("\\\n", " ")
@@ -128,7 +130,7 @@ def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, 
     images, labels = data.load(name, "train", tmp_path)
     assert images.shape == (n, 3, side, side) and images.dtype == torch.uint8 and len(labels) == n
 
-    unet.save(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
+    base.save(tmp_path / "base.pt", tiny_unet(classes=classes, image_channels=3))
     monkeypatch.setattr(sys, "argv", [
         "train.py", "--data", name, "--data-dir", str(tmp_path), "--base", str(tmp_path / "base.pt"),
         "--out", str(tmp_path / "run"), "--N", str(n), "--B", "3", "--K", "2", "--steps", "2", "--rank", "2",

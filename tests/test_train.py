@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import base
+from support import runs
 import accountant
 import data
 import ddpm
@@ -18,18 +20,20 @@ import lora
 import sample
 import train
 import unet
-from machinery import draws, pld, statement
+import pld
+from machinery import draws
+from support import privacy_report
 from drawings import glyphs
 from conftest import ROOT, examples, tiny_unet
 from test_data import make_folder, write_idx
-from whole_runs import call, finetune
+from helpers import call, finetune
 
 TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e-3", "--device", "cpu",
         "--chunk", "40"]
 
 
 def command(*argv):
-    return subprocess.run([sys.executable, str(ROOT / "tests/quick_train.py"), *map(str, argv)],
+    return subprocess.run([sys.executable, str(ROOT / "tests/helpers.py"), *map(str, argv)],
                           capture_output=True, text=True, cwd=ROOT)
 
 
@@ -37,7 +41,7 @@ def command(*argv):
 def place(tmp_path_factory):
     """A folder with a tiny base model and 200 "private" images of 28 x 28 in MNIST's format."""
     place = tmp_path_factory.mktemp("place")
-    unet.save(place / "base.pt", tiny_unet())
+    base.save(place / "base.pt", tiny_unet())
     images, labels = glyphs.draw(200, torch.Generator().manual_seed(1))
     write_idx(place, data.to_uint8(images[:, 0]).numpy(), labels.to(torch.uint8).numpy())
     return place
@@ -79,9 +83,9 @@ def test_the_statement_agrees_with_the_accountant(run):
 def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise(monkeypatch):
     monkeypatch.setattr(pld, "PLD_POINTS", 3**10)                       # a coarser grid: a bound all the same
     loose, tight = (train.check(train.Settings(accountant=name)) for name in ("rdp", "pld"))
-    sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, train.BOUND[s.accountant])
+    sigma = [accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps, privacy_report.ACCOUNTANTS[s.accountant])
              for s in (loose, tight)]
-    said = [statement.after(s, sigma, s.steps, 1) for s, sigma in zip((loose, tight), sigma)]
+    said = [privacy_report.after(s, sigma, s.steps, 1) for s, sigma in zip((loose, tight), sigma)]
     assert sigma[1] < sigma[0] and said[1]["epsilon"] == said[1]["epsilon_pld"] <= 10 < said[1]["epsilon_rdp"]
     assert said[0]["epsilon"] == said[0]["epsilon_rdp"] <= 10
     assert said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
@@ -89,7 +93,7 @@ def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise(monkey
 
 def test_only_adapters_and_class_embedding_change(run, place):
     folder, _ = run
-    before, after = unet.load(place / "base.pt").state_dict(), lora.load(unet.load(place / "base.pt"), folder)
+    before, after = base.load(place / "base.pt").model.state_dict(), lora.load(base.load(place / "base.pt").model, folder)
     trainable, frozen = lora.split(after)
     for name, p in frozen.items():
         assert torch.equal(p, before[name.replace(".base.", ".")]), name
@@ -117,7 +121,7 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
         sample.main()
         drawn.append(torch.from_numpy(np.load(tmp_path / "s.npz")["images"]))
-        expected = sample.generate(sample.load_run(folder), torch.arange(3), (3, 1, 28, 28), steps=4,
+        expected = sample.generate(runs.load(folder).model, torch.arange(3), (3, 1, 28, 28), steps=4,
                                    generator=torch.Generator().manual_seed(5), quiet=True, **how)
         apart = (drawn[-1].int() - expected.int()).abs().max()           # in grey levels
         assert apart <= 1, f"more than a rounding: {flags}"
@@ -127,7 +131,7 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
 
 def test_a_floor_empties_what_is_at_most_as_bright_and_leaves_the_rest(run):
     def draw(floor):
-        return sample.generate(sample.load_run(run[0]), torch.arange(4), (4, 1, 28, 28), steps=4, floor=floor,
+        return sample.generate(runs.load(run[0]).model, torch.arange(4), (4, 1, 28, 28), steps=4, floor=floor,
                                quiet=True, generator=torch.Generator().manual_seed(0))
     plain = draw(0)
     assert torch.equal(draw(120), torch.where(plain <= 120, 0, plain))
@@ -170,14 +174,14 @@ def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
     monkeypatch.setattr(pld, "PLD_POINTS", 3**9)                        # stated beside
     s = train.check(train.Settings())
     sigma = accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)
-    assert statement.after(s, sigma, s.steps, 1)["epsilon"] <= s.epsilon
+    assert privacy_report.after(s, sigma, s.steps, 1)["epsilon"] <= s.epsilon
     with pytest.raises(RuntimeError, match="promised"):
-        statement.after(s, sigma, s.steps * 2, 1)
+        privacy_report.after(s, sigma, s.steps * 2, 1)
 
 
 def test_colour_folders_work_end_to_end(tmp_path):
     make_folder(tmp_path / "pictures")
-    unet.save(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
+    base.save(tmp_path / "base.pt", tiny_unet(classes=None, image_channels=3))
     code, _, err = finetune(*TINY, "--N", 6, "--B", 3, "--data", f"folder:{tmp_path / 'pictures'}",
                             "--size", 16, *where(tmp_path, "run"), picture=True)
     assert code == 0, err
@@ -215,7 +219,7 @@ def test_private_gradients_weight_t_as_declared(how, weighting, monkeypatch):
 @pytest.mark.parametrize("name", ["base.pt", "base-clothes.pt"])
 def test_the_shipped_bases_are_small_and_load(name):
     assert (ROOT / "assets" / name).stat().st_size <= 4_000_000
-    assert sample.image_shape(unet.load(ROOT / "assets" / name), dict(side=28)) == (1, 28, 28)
+    assert sample.image_shape(base.load(ROOT / "assets" / name).model, dict(side=28)) == (1, 28, 28)
 
 
 @pytest.mark.parametrize("epsilon", [1, 10])
@@ -228,10 +232,10 @@ def test_the_shipped_adapters_load_and_their_statements_hold(name, epsilon):
     assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(*ran)[0])
     assert said["q"] == said["B"] / said["N"]
     assert len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
-    base, adapted = (sample.load_run(folder, public) for public in (True, False))
+    base, adapted = (runs.load(folder, public).model for public in (True, False))
     x, labels, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 5]), torch.tensor([500, 500])
     assert (base(x, t, labels) - adapted(x, t, labels)).abs().max() > 1e-3
-    apart = lora.load(sample.load_run(folder, public=True), folder)
+    apart = lora.load(runs.load(folder, public=True).model, folder)
     # merging changes nothing
     torch.testing.assert_close(adapted(x, t, labels), apart(x, t, labels), rtol=0, atol=1e-4)
     assert not any("lora" in key for key in adapted.state_dict())

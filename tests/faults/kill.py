@@ -23,7 +23,7 @@ import conftest  # noqa: E402, F401  (puts the repository on the path)
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  (the first optimizer imports it, for seconds: once, here)
 import train  # noqa: E402
-import whole_runs  # noqa: E402
+import helpers  # noqa: E402
 from machinery import checkpoint  # noqa: E402
 
 
@@ -35,9 +35,9 @@ def start(out: str, *flags: str) -> int:
     try:
         log = os.open(out + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1), os.dup2(log, 2)
-        for module, name, value in whole_runs.QUICK:
+        for module, name, value in helpers.QUICK:
             setattr(module, name, value)
-        sys.argv = ["train.py", *whole_runs.FLAGS, "--steps", "16", "--seed", "7", "--out", out, *flags]
+        sys.argv = ["train.py", *helpers.FLAGS, "--steps", "16", "--seed", "7", "--out", out, *flags]
         train.main()
         sys.stdout.flush()
         os._exit(0)
@@ -81,11 +81,11 @@ def main() -> None:
     rng = random.Random(seed)
     torch.set_num_threads(1)
     folder = tempfile.mkdtemp(prefix="kill-")
-    os.chdir(whole_runs.make_place(Path(folder)))
+    os.chdir(helpers.make_place(Path(folder)))
     begin = time.time()
     assert os.waitpid(start("whole"), 0)[1] == 0, Path("whole.log").read_text()
     seconds, whole, killed, trials = time.time() - begin, files("whole"), 0, 0
-    assert set(whole) == set(whole_runs.PUBLISHED), sorted(whole)
+    assert set(whole) == set(helpers.PUBLISHED), sorted(whole)
     while killed < a.kills:
         trials += 1
         killed += trial(f"run-{trials}", min(rng.randint(1, 3), a.kills - killed), seconds, rng)

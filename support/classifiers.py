@@ -3,7 +3,7 @@
 Trained on synthetic images to be tested on real ones, or on real ones to judge synthetic ones: DPDM's
 networks (Cao et al. 2021; Dockhorn et al. 2023, Sec. 5). What evaluate.py measures with, outside guarantees.
 
-  $ python -m machinery.classifiers        # the three nets, with their sizes
+  $ python -m support.classifiers        # the three nets, with their sizes
 """
 import contextlib
 import math
@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-import unet
-from machinery import checkpoint, folders, screen
+from machinery import checkpoint, devices, folders, screen
 
 
 NETS = ("logistic", "MLP", "CNN")
@@ -75,7 +74,7 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
         bar = tqdm(lots, desc=desc, total=steps, unit="step", disable=screen.hide_bar(desc is not None))
         for step, lot in enumerate(bar):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-            with unet.autocast(device):
+            with devices.autocast(device):
                 loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
             optimizer.zero_grad()
             loss.backward()

@@ -2,12 +2,11 @@
 
 The loss of an image (Yeom et al. 2018) less its loss under the public model (Watson et al. 2022).
 
-  $ python -m machinery.membership                  # without noise, and at epsilon = 1
-  $ python -m machinery.membership --epsilon 10
+  $ python -m attacks.membership                  # without noise, and at epsilon = 1
+  $ python -m attacks.membership --epsilon 10
 """
 import dataclasses
 import math
-from pathlib import Path
 
 import torch
 from scipy.stats import mannwhitneyu
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import accountant
+import base
 import data
 import ddpm
 import dpsgd
@@ -29,7 +29,7 @@ MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3
 def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> unet.UNet:
     """train.finetune's loop without its files and full chunks."""
     torch.manual_seed(seed)
-    model = unet.load(Path(s.base))
+    model = base.load(s.base).model
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     trainable, frozen = lora.split(model)
     gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
@@ -65,14 +65,14 @@ def membership(s: train.Settings, seed: int) -> None:
     """Print the attack against the same training without and with noise."""
     sigmas = [0.0, accountant.calibrate(s.epsilon, s.delta, s.B / s.N, s.steps)]
     pictures, labels = (part[:2 * s.N] for part in data.load("mnist"))
-    base = losses(unet.load(Path(s.base)), pictures, labels)
+    before = losses(base.load(s.base).model, pictures, labels)
     print(f"{s.N} MNIST images trained on, {s.N} not; {s.steps} steps of {s.B}. Score: how far an image's "
           f"loss fell\n\n{'epsilon':>8} {'sigma':>6}  loss: members  others    AUC  advantage\n"
-          f"{'(before)':>8} {'':>6} {base[:s.N].mean():>14.4f} {base[s.N:].mean():>7.4f}")
+          f"{'(before)':>8} {'':>6} {before[:s.N].mean():>14.4f} {before[s.N:].mean():>7.4f}")
     for epsilon, sigma in zip((math.inf, s.epsilon), sigmas):
         after = losses(finetuned(s, sigma, pictures[:s.N], labels[:s.N], seed), pictures, labels)
-        members, others = (base - after).split(s.N)
-        middle = (base - after).median()  # guess "member" for the half that gained most
+        members, others = (before - after).split(s.N)
+        middle = (before - after).median()  # guess "member" for the half that gained most
         advantage = (members > middle).float().mean() - (others > middle).float().mean()
         print(f"{epsilon:>8g} {sigma:>6.2f} {after[:s.N].mean():>14.4f} {after[s.N:].mean():>7.4f} "
               f"{auc(members, others):>6.2f} {advantage:>10.2f}")

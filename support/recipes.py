@@ -2,13 +2,11 @@
 
 A recipe is a public choice, made before the private images are read; a flag that is typed comes first.
 
-  $ python -m machinery.recipes        # what each kind changes of train.py's defaults
+  $ python -m support.recipes        # what each kind changes of train.py's defaults
 """
 import data
 
 PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
-GARMENTS = dict(base="assets/base-clothes.pt")
-SMEARS = dict(base="assets/smears.pt")
 MANY = dict(delta=1e-6)      # from 100,000 images on: delta has to be below 1/N; the paper's for CelebA
 
 
@@ -19,11 +17,13 @@ def of(name: str) -> dict:
         return dict(PHOTOS, out=f"runs/{kind}")
     if kind not in data.KNOWN or kind == "mnist":
         return {}
-    N, channels, *_ = data.KNOWN[kind]
-    many = MANY if N >= 100_000 else {}
-    if channels == 3:
-        return dict(PHOTOS, **(SMEARS if kind == "cells" else {}), **many, out=f"runs/{kind}")
-    return dict(GARMENTS if kind == "fashion-mnist" else {}, **many, out=f"runs/{kind}")
+    known = data.KNOWN[kind]
+    settings = dict(PHOTOS if known.channels == 3 else {}, out=f"runs/{kind}")
+    if known.N >= 100_000:
+        settings |= MANY
+    if known.base:
+        settings["base"] = known.base
+    return settings
 
 
 if __name__ == "__main__":

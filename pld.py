@@ -2,10 +2,10 @@
 
 No run relies on them unless it is told to (--accountant pld); accountant.py is what is promised by default.
 
-  $ python -m machinery.pld                                          # five settings, three answers each
-  $ python -m machinery.pld --q 0.017 --sigma 0.64 --steps 200 --delta 1e-5
-  $ python -m machinery.pld A/privacy.json B/privacy.json            # what two runs on the same images cost
-  $ python -m machinery.pld A/privacy.json --images 2                # a person with two images
+  $ python pld.py                                          # five settings, three answers each
+  $ python pld.py --q 0.017 --sigma 0.64 --steps 200 --delta 1e-5
+  $ python pld.py A/privacy.json B/privacy.json            # what two runs on the same images cost
+  $ python pld.py A/privacy.json --images 2                # a person with two images
 """
 import math
 

