@@ -16,6 +16,7 @@ the real run, a leak outside the step (a printed loss, a tuned setting): none of
 the proven epsilon proves a fault; one below it proves nothing. The proof is in dpsgd.py and accountant.py,
 and has to be read.
 """
+import itertools
 import math
 import sys
 import time
@@ -31,6 +32,7 @@ import accountant
 import dpsgd
 import pld
 from machinery import screen
+from machinery.secret import Secret, new_key
 
 # -----------------------------------------------------------------------------
 # 1. the game: two worlds that differ in one image, the canary; the score is what the attacker sees of it
@@ -64,31 +66,36 @@ def per_sample(params: dict, x: Tensor, y: Tensor) -> dpsgd.Grads:
 
 
 def scores(step: Callable, runs: int, canary: int, *, q: float, sigma: float, steps: int, K: int, others: int,
-           generator: torch.Generator) -> Tensor:
+           secret: Secret) -> Tensor:
     """(runs,): in each of `runs` independent runs, what `steps` releases say of the canary, in units of C.
 
-    step is dpsgd.private_gradient, or a fault with the same arguments. vmap makes one call of it many runs:
-    every lane has its own lot and (randomness="different") its own noise. The weights stay at START: the
-    attacker, who may choose them, likes them there. For the right step at q = 1: N(0, steps sigma^2) without,
-    + steps with the canary.
+    A run's score is the component of its released sums in the direction of the canary's gradient.
+    step is dpsgd.private_gradient, or a fault with the same arguments; `others`: how many ordinary images are
+    in both worlds. vmap makes one call of it many runs: every lane has its own lot and its own noise. The
+    weights stay at START: the attacker, who may choose them, likes them there. For the right step at q = 1:
+    N(0, steps sigma^2) without, + steps with the canary.
     """
     x, y = images(others, canary, K)
-    total = torch.zeros(runs)
+    total, weights = torch.zeros(runs), sum(p.numel() for p in START.values())
+    use = itertools.count(canary, 2)                                 # no two uses have the same numbers
     for lanes in torch.arange(runs).split(LANES):
         for _ in range(steps):
-            coins = torch.zeros(len(lanes) * len(x), dtype=torch.int64)
-            coins[dpsgd.poisson_sample(len(coins), q, generator)] = 1        # one coin per run and image
-            code = (coins.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)   # the lot, in binary
+            now = next(use)
+            coins = secret.coins(now, len(lanes) * len(x))               # one coin per run and image
+            tossed = torch.zeros(len(coins), dtype=torch.int64)
+            tossed[dpsgd.poisson_sample(coins, q)] = 1
+            code = (tossed.view(len(lanes), len(x)) * 2 ** torch.arange(len(x))).sum(1)  # the lot, in binary
+            normals = secret.normals(now, len(lanes) * weights).view(len(lanes), weights)
             for value in code.unique().tolist():                             # runs with equal lots together
-                mine = lanes[code == value]
+                mine = code == value
                 lot = torch.tensor([i for i in range(len(x)) if value >> i & 1], dtype=torch.int64)
 
-                def one_run(params):
+                def one_run(params, normals):
                     return step(per_sample, params, (x[lot], y[lot]), C=C, sigma=sigma, B=LOT,
-                                generator=generator)
-                weights = {name: p.expand(len(mine), *p.shape) for name, p in START.items()}
-                released = vmap(one_run, randomness="different")(weights)    # (mine, 2, 2) each
-                total[mine] += (released["B"] * DIRECTION).sum((1, 2)) * LOT / C
+                                normals=normals)
+                copies = {name: p.expand(int(mine.sum()), *p.shape) for name, p in START.items()}
+                released = vmap(one_run)(copies, normals[mine])              # (mine, 2, 2) each
+                total[lanes[mine]] += (released["B"] * DIRECTION).sum((1, 2)) * LOT / C
     return total
 
 
@@ -167,28 +174,6 @@ def limit(q: float, proven: float, tight: float) -> float:
     return tight if q == 1 else proven
 
 
-def reach(generator: torch.Generator) -> float:
-    """The longest normal that dpsgd.add_noise can draw, in sigma, read off its values.
-
-    Box-Muller makes pairs of length sqrt(-2 log u); u is a multiple of 2^-24 in float32, of 2^-53 in float64.
-    """
-    noise = dpsgd.add_noise({"w": torch.zeros(8192)}, 1.0, generator)["w"].double()
-    pairs = noise.view(-1, 2, 8)                                         # as torch lays them out
-    u = torch.exp(-pairs.square().sum(1) / 2).flatten()
-    steps = u[u < 0.05] * 2**24                                  # small u: rounding does not hide the lattice
-    on_lattice = (steps - steps.round()).abs().mean() < 0.15             # a quarter, if there is none
-    return math.sqrt(2 * (24 if on_lattice else 53) * math.log(2))
-
-
-def beyond(present: Tensor, steps: int, sigma: float, longest: float) -> tuple[int, float]:
-    """(count, lower limit of its probability at 95%) of the scores that no noise reaches without the canary.
-
-    Without it a score is noise alone: P(E | out) = 0, no epsilon helps, P(E | in) must be at most delta.
-    """
-    count = int((present > steps * sigma * longest).sum())
-    return count, float(clopper_pearson(count, len(present), 0.05)[0])
-
-
 def histogram(without, present, rows: int = 18, width: int = 40) -> str:
     """Both sets of scores, side by side; a dot: fewer runs than half a mark, where the bound comes from."""
     without, present = np.asarray(without), np.asarray(present)
@@ -265,18 +250,16 @@ BROKEN = {                               # name -> consequence, step, settings t
 
 def audit(step: Callable, runs: int, delta: float, seed: int, **world) -> tuple[Tensor, Tensor, Finding]:
     """(scores without, scores with, what they prove) for one step; `world`: the settings of `scores`."""
-    generator = dpsgd.os_generator(seed)
-    without, present = (scores(step, runs, canary, generator=generator, **world) for canary in (0, 1))
+    secret = Secret(new_key(seed))
+    without, present = (scores(step, runs, canary, secret=secret, **world) for canary in (0, 1))
     return without, present, lower_bound(without, present, delta)
 
 
 def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
-    """Print one audit in full; True if neither the lower bound nor the tail contradicts what is proven."""
+    """Print one audit in full; True if the lower bound does not contradict what is proven."""
     proven, tight = upper_bounds(world["q"], world["sigma"], world["steps"], delta)
     without, present, found = audit(step, runs, delta, seed, **world)
-    longest = reach(dpsgd.os_generator(seed))
-    count, often = beyond(present, world["steps"], world["sigma"], longest)
-    fine = found.epsilon <= limit(world["q"], proven, tight) and often <= delta
+    fine = found.epsilon <= limit(world["q"], proven, tight)
     print(", ".join(f"{name} = {value:g}" for name, value in world.items()) + f", delta = {delta:g}; "
           f"{runs:,} runs without the canary, {runs:,} with it\n\n{histogram(without, present)}\n")
     print(f"guess    {found.event}: {found.often:.3%} of the runs that were, {found.seldom:.4%} of those "
@@ -285,8 +268,6 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
           f"the others")
     print(f"tight    epsilon  = {tight:.3f}   no correct proof can promise less")
     print(f"proven   epsilon <= {proven:.3f}   what train.py would state (accountant.epsilon)")
-    print(f"tail     {count} runs with the canary lie beyond {longest:.2f} sigma, where noise alone never "
-          f"is: P >= {often:.1e}, to be at most delta")
     verdict = "no contradiction found" if fine else "BROKEN: this step does not do what was proven"
     print(f"verdict  {verdict}")
     return fine

@@ -9,7 +9,6 @@ that is the sampled Gaussian mechanism whose epsilon accountant.py computes.
 """
 import functools
 import math
-import os
 from typing import Callable
 
 import torch
@@ -17,20 +16,23 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from machinery import distributed
+from machinery.secret import Secret, new_key
 
 Params = dict[str, Tensor]                               # name -> (*shape)
 Grads = dict[str, Tensor]                                # name -> (n, *shape), one gradient per example
 
 
-def poisson_sample(N: int, q: float, generator: torch.Generator | None = None) -> Tensor:
-    """A lot: each of N examples is in it with probability q, independently of all others.
+def poisson_sample(coins: Tensor, q: float) -> Tensor:
+    """A lot: each example is in it with probability q, independently of all others.
 
+    coins:   (N,) float64 uniform in [0, 1), one for each example, anew each step and secret: Secret.coins
     Returns: (m,) int64 indices; m is random and private, 0 is legal
-    The draws are float64: float32 has only 2^24 values below 1, too coarse for a small q.
+    Errors:  q outside [0, 1]; coins in float32, which has only 2^24 values below 1, too few for a small q
+    Example: coins (0.3, 0.01, 0.7), q = 0.1 -> [1]
     """
-    if N < 0 or not 0 <= q <= 1:
-        raise ValueError(f"poisson_sample: N = {N}, q = {q}, expected N >= 0 and 0 <= q <= 1")
-    return (torch.rand(N, dtype=torch.float64, generator=generator) < q).nonzero()[:, 0]
+    if not 0 <= q <= 1 or coins.dtype != torch.float64:
+        raise ValueError(f"poisson_sample: q = {q}, coins {coins.dtype}, expected 0 <= q <= 1 and float64")
+    return (coins < q).nonzero()[:, 0]
 
 
 # -----------------------------------------------------------------------------
@@ -94,12 +96,15 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # -----------------------------------------------------------------------------
 # clip, sum, add noise
 #
-# All of it in float64, and rounded to the weights' precision once, at the very end: rounding a sum that has
-# its noise is post-processing, noise that is itself coarse is a leak. float32 normals come from uniforms of
-# 24 bits: none is longer than 5.77 standard deviations, so a release that lies further out says "this image
-# was here"; and their lattice shows through the sum of one step.          [Mironov 2012; tests/test_noise.py]
+# What floating-point arithmetic does to the proof is settled here. A clipped gradient is rounded towards zero
+# to whole multiples of a fixed unit, so the sum is exact and depends on no order, chunk or number of
+# processes: removing one example removes exactly its own whole numbers from it. Then the noise is added in
+# float64, and the result is rounded to the weights' precision once. A sum rounded before the noise, or noise
+# in float32, would show through a release.                          [Mironov 2012; tests/test_noise.py]
 
 SMALLEST_C = 1e-40                                       # gradient units; C above it is exact in float64
+MOST_EXAMPLES = 2**22                                    # in a lot: that many whole numbers fit into int64
+SLACK = 2.0**-30                                         # relative: float64's error in a norm is below it
 
 
 def float64(x: Tensor) -> Tensor:
@@ -116,111 +121,98 @@ def norms(grads: Grads) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(each), dim=0)
 
 
+def unit(C: float) -> float:
+    """The power of two, at most C / 2^40, whose multiples clipped gradients are rounded to."""
+    return 2.0 ** (math.frexp(C)[1] - 41)
+
+
+def clip_and_count(grads: Grads, C: float) -> Params:
+    """sum_i g_i min(1, C / ||g_i||), each clipped gradient rounded towards zero, in whole multiples of unit(C).
+
+    Shapes:    dict of (n, *shape) -> dict of (*shape), int64 (C = inf: float64, no clipping and no rounding)
+    Guarantee: as clip_and_sum; the sum is exact, so it is the same in any order
+    """
+    if not C >= SMALLEST_C:
+        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} "
+                         f"(inf: no clipping)")
+    norm = norms(grads)
+    factor = torch.where(norm > C * (1 - SLACK), C * (1 - SLACK) / norm, 1.0)
+    factor = torch.where(norm.isfinite(), factor, 0)                     # (n,)
+    if C < math.inf:
+        factor = factor / unit(C)                                        # exact: a power of two
+    total = {}
+    for name, g in grads.items():
+        rows = float64(g.flatten(1).nan_to_num(0, 0, 0))         # 0 * NaN would be NaN, and 0 * inf, too
+        rows = factor[:, None] * rows                            # in float64 no TF32 or autocast rounds it
+        if C < math.inf:
+            rows = rows.to(torch.int64)                                  # cuts the fraction off: towards zero
+        total[name] = rows.sum(0).view(g.shape[1:])
+    return total
+
+
 def clip_and_sum(grads: Grads, C: float) -> Params:
     """sum_i g_i min(1, C / ||g_i||).                                             [Abadi et al. 2016, Alg. 1]
 
     Shapes:    dict of (n, *shape) -> dict of (*shape), float64
     Guarantee: adding or removing one example moves the result by at most C in L2
     Errors:    C < 1e-40 -> ValueError; an example whose norm is not finite counts as zero
-    Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5)
+    Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5), up to a part in 10^9
     """
-    if not C >= SMALLEST_C:
-        raise ValueError(f"clip_and_sum: C = {C}, expected a norm bound of at least {SMALLEST_C:g} "
-                         f"(inf: no clipping)")
-    norm = norms(grads)
-    factor = torch.where(norm.isfinite(), (C / norm).clamp(max=1), 0)    # (n,)
-    total = {}
-    for name, g in grads.items():
-        rows = float64(g.flatten(1).nan_to_num(0, 0, 0))         # 0 * NaN would be NaN, and 0 * inf, too
-        total[name] = (factor @ rows).view(g.shape[1:])          # in float64 no TF32 or autocast rounds it
-    return total
+    return {name: value(total, C) for name, total in clip_and_count(grads, C).items()}
 
 
-def add_noise(total: Params, std: float, generator: torch.Generator | None = None) -> Params:
+def value(count: Tensor, C: float) -> Tensor:
+    """What clip_and_count counted, as a float64: exact up to 4,096 examples, then rounded once."""
+    return count if C == math.inf else float64(count) * unit(C)
+
+
+def add_noise(total: Params, std: float, normals: Tensor) -> Params:
     """total + N(0, std^2 I), independent for every coordinate, in float64.
 
-    The normals are drawn on the CPU, from uniforms of 53 bits: the longest is 8.57 standard deviations
-    (`tail`).
+    normals: float64, one of N(0, 1) for each coordinate, tensor after tensor: Secret.normals
+    Errors:  std < 0, another number of normals or float32 ones -> ValueError
     """
-    if not std >= 0:
-        raise ValueError(f"add_noise: std = {std}, expected a number >= 0")
-    if std == 0:
-        return dict(total)
+    sizes = [g.numel() for g in total.values()]
+    if not std >= 0 or normals.shape != (sum(sizes),) or normals.dtype != torch.float64:
+        raise ValueError(f"add_noise: std = {std} and normals {normals.dtype} {tuple(normals.shape)}, expected "
+                         f"a number >= 0 and float64 ({sum(sizes)},)")
     noisy = {}
-    for name, g in total.items():
-        noise = std * torch.randn(g.shape, dtype=torch.float64, generator=generator)
+    for (name, g), noise in zip(total.items(), normals.split(sizes)):
         g = float64(g)
-        noisy[name] = g + noise.to(g.device)
+        noisy[name] = g + (std * noise).view(g.shape).to(g.device)
     return noisy
 
 
-REACH = math.sqrt(2 * 53 * math.log(2))                  # 8.57 sigma: the longest pair of Box & Muller
-
-
-def tail(q: float, sigma: float, steps: int, weights: int, reach: float = REACH, images: int = 1) -> float:
-    """What no epsilon covers, to be added to delta: a bound on P(the noise had to reach beyond its reach).
-
-    A release with a pair of coordinates further from the other images' sum than reach * sigma * C shows,
-    beyond doubt, that the image was in the lot. The image moves pair j by a_j (in sigma C), a step, with
-    probability q, and a pair of normals has P(length > r) = exp(-r^2 / 2), so pair j gets there with at most
-    exp(-(reach - a_j)^2 / 2) - exp(-reach^2 / 2). The a_j^2 add up to 1 / sigma^2 or less: all in one pair
-    is the first term below; the part that is linear in a_j is largest spread over all pairs, the second.
-    images: a person's; n of them are in a lot with the binomial probability, and move the sum n times as far
-    Example: q=1, sigma=0.4526, one step, 25,280 weights -> 1.6e-9; with float32's reach of 5.768: 1.9e-3
-    """
-    total = 0.0
-    for n in range(1, images + 1):
-        share = math.comb(images, n) * q**n * (1 - q)**(images - n)
-        together, spread = 1.0, 0.0
-        if sigma > 0:
-            together = math.exp(-max(reach - n / sigma, 0.0)**2 / 2)
-            spread = reach * math.sqrt(weights / 2) * n / sigma * math.exp(-reach**2 / 2)
-        total += steps * share * (together + spread)
-    return min(total, 1.0)
-
-
 def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tensor, ...], *, C: float,
-                     sigma: float, B: float, generator: torch.Generator | None = None,
-                     chunk: int = 256) -> Params:
+                     sigma: float, B: float, normals: Tensor | None = None, chunk: int = 256) -> Params:
     """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
 
     per_sample(params, *part) -> dict of (part, *shape); called on parts of at most `chunk` examples, so that
     memory for gradients is bounded by `chunk` however large the lot. An empty lot is legal: pure noise is
     returned. In a torch.distributed group the lot is this rank's part of the lot, and every rank gets the
     whole gradient.
-    Shapes:    examples: tensors (m, ...), the lot; returns dict of (*shape) in params' precision
+    Shapes:    examples: tensors (m, ...), the lot; normals: float64, one for each weight, secret and used
+               once (sigma = 0 needs none); returns dict of (*shape) in params' precision
     Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, always the same
-    Guarantee: one example moves the sum by at most C, and the noise is drawn once: a Gaussian mechanism of
-               multiplier sigma
+    Guarantee: one example moves the sum by at most C, and the noise is added once: a Gaussian mechanism of
+               multiplier sigma. The result is the same to the last bit for any chunk, order and number of
+               ranks that give an example the same gradient
     """
-    if chunk < 1 or not B > 0:
-        raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, expected at least 1 and above 0")
-    total = {name: float64(torch.zeros_like(p)) for name, p in params.items()}
+    if chunk < 1 or not B > 0 or len(examples[0]) > MOST_EXAMPLES:
+        raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, {len(examples[0])} examples, expected "
+                         f"at least 1, above 0 and at most {MOST_EXAMPLES}")
+    whole = torch.int64 if C < math.inf else torch.float64
+    total = {name: torch.zeros_like(p, dtype=whole) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
-        for name, g in clip_and_sum(part, C).items():
-            total[name] += g
-    std = sigma * C if sigma and distributed.rank() == 0 else 0.0        # once: after all chunks, by one rank
-    noisy = distributed.sum_over_ranks(add_noise(total, std, generator))
-    mean = {name: g / B for name, g in noisy.items()}            # not the realised lot size: that is private
-    return {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
-
-
-def os_generator(seed: int | None = None) -> torch.Generator:
-    """CPU generator seeded by the operating system, or reproducibly by `seed` (the noise is not secret then).
-
-    torch seeds its Mersenne Twister with 32 bits, few enough to try them all; here all 624 words of its
-    state come from os.urandom. It is still no cryptographic generator (docs/privacy.md).
-    """
-    generator = torch.Generator()
-    if seed is not None:
-        return generator.manual_seed(seed)
-    generator.manual_seed(0)
-    state = generator.get_state()
-    words = state[24:24 + 624 * 8].view(torch.int64)                     # 32-bit words in 64-bit slots
-    words.copy_(torch.frombuffer(bytearray(os.urandom(624 * 4)), dtype=torch.uint32).long())
-    generator.set_state(state)
-    return generator
+        for name, count in clip_and_count(part, C).items():
+            total[name] = total[name].to(count.device) + count
+    summed = {name: value(count, C) for name, count in distributed.sum_over_ranks(total).items()}
+    if sigma:
+        summed = add_noise(summed, sigma * C, normals)                   # once, after all chunks and all ranks
+    mean = {name: g / B for name, g in summed.items()}           # not the realised lot size: that is private
+    mean = {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
+    return distributed.of_the_first(mean)                        # all ranks go on with the same bits
 
 
 if __name__ == "__main__":
@@ -236,7 +228,10 @@ if __name__ == "__main__":
     for i, norm in enumerate(norms(g).tolist()):
         after = clip_and_sum({"w": g["w"][i:i + 1]}, C)["w"].norm()
         print(f"{i:>7} {norm:>14.3f} {after:>14.3f}")
-    apart = (g["w"] - one_by_one)[y.isfinite()].abs().max()
-    print(f"vmap(grad) against a loop: largest difference {apart:.1g}")
-    noisy = private_gradient(functools.partial(per_sample_grads, loss), w, (x, y), C=C, sigma=1.5, B=8)
-    print(f"noise added once to the sum of all, of std sigma C = 1.5 x {C:g}: {noisy['w'].tolist()}")
+    apart = ((g["w"] - one_by_one).norm(dim=1) / one_by_one.norm(dim=1))[y.isfinite()].max()
+    print(f"vmap(grad) against a loop: largest relative difference {apart:.1g}")
+    secret = Secret(new_key())
+    noisy = private_gradient(functools.partial(per_sample_grads, loss), w, (x, y), C=C, sigma=1.5, B=8,
+                             normals=secret.normals(step=1, n=3))
+    print(f"(sum of the clipped gradients + noise of standard deviation sigma C = 1.5 x {C:g}) / 8: "
+          + ", ".join(f"{v:.3f}" for v in noisy["w"].tolist()))

@@ -7,7 +7,6 @@ however many images are drawn.                                    [Dwork & Roth 
   $ python sample.py runs/mnist --n 10000 --npz samples.npz       # images (n, C, H, W) uint8, labels (n,)
 """
 import argparse
-import dataclasses
 import io
 from pathlib import Path
 
@@ -95,8 +94,7 @@ def before_and_after(path: Path, before: Run, after: Run, columns: int = 8) -> N
     device, labels, sides = next(after.model.parameters()).device, one_of_each(after), []
     rows = 10 if labels is None else len(labels)
     labels = None if labels is None else labels.repeat_interleave(columns)
-    before.model.to(device)
-    for run in (dataclasses.replace(after, model=before.model), after):
+    for run in (before, after):
         same = torch.Generator(device).manual_seed(0)
         images = generate(run, labels, rows * columns, PICTURES, generator=same, quiet=True)
         sides.append(make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=0.3))

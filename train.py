@@ -32,6 +32,7 @@ import lora
 import sample
 import unet
 from machinery import checkpoint, devices, distributed, draws, flags, screen
+from machinery.secret import Secret, new_key
 from support import privacy_report, recipes, runs
 from support.privacy_report import ACCOUNTANTS
 from support.runs import Run
@@ -88,6 +89,7 @@ def check(s: Settings) -> Settings:
     need(s.epsilon > 0, "epsilon", "a number above 0, or inf for a run without privacy")
     need(s.N >= 1, "N", "the declared number of private images of folder: or npz:, at least 1")
     need(s.B <= s.N, "B", f"at most N = {s.N}: the sampling rate is q = B/N")
+    need(s.B <= dpsgd.MOST_EXAMPLES // 4, "B", f"at most {dpsgd.MOST_EXAMPLES // 4}, so that sums are exact")
     need(s.delta >= accountant.LEAST_DELTA, "delta",
          f"above 0, at least {accountant.LEAST_DELTA:g}, what float64 can count with, and below 1/N")
     need(s.delta < 1 / s.N, "delta", f"below 1/N = {1 / s.N:.3g}")
@@ -133,34 +135,37 @@ def finetune(s: Settings) -> None:
     q, sigma = s.B / s.N, 0.0
     if s.epsilon < math.inf:
         sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, ACCOUNTANTS[s.accountant])
+    weights = sum(p.numel() for p in trainable.values())
     if rank == 0:
-        weights = sum(p.numel() for p in trainable.values())
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
     images, labels, names = runs.private_images(run)             # names: whose draws, of an image's own bytes
     run = dataclasses.replace(run, shape=tuple(images.shape[1:]))
-    mechanism = dict(dataclasses.asdict(s), ranks=ranks, sigma=sigma, base=run.base_sha256,
+    mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,
                      private_images=checkpoint.fingerprint(images, labels))
+    distributed.agree(mechanism)                                 # or an image could be in two ranks' shares
+    everyone = len(images)
     images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))  # this rank's share
     if run.coder is not None:
         images = autoencoder.to_latents(run.coder.to(device), images)    # once: E reads one image alone
 
-    secret = dpsgd.os_generator(None if s.seed is None else s.seed + rank)     # lots and privacy noise
+    secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # of lots and privacy noise
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer, average = torch.optim.Adam(trainable.values(), lr=s.lr), ddpm.EMA(trainable, EMA_DECAY)
-    progress = checkpoint.Progress(s.out, mechanism, trainable, average, optimizer, secret, key)
+    progress = checkpoint.Progress(s.out, mechanism, trainable, average, optimizer, key)
     progress.begin(s.resume)
     per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)
     bar = tqdm(progress.steps(s.steps), initial=progress.done, total=s.steps, desc="private",
                disable=screen.hide_bar(rank == 0))
 
     for step in bar:
-        lot = dpsgd.poisson_sample(len(images), q, secret).to(device)    # (i)   random size, 0 is legal
+        coins = secret.coins(step, everyone)[rank::ranks]
+        lot = dpsgd.poisson_sample(coins, q).to(device)                  # (i)   random size, 0 is legal
         examples = with_draws(images[lot], labels[lot], names[lot], key, step, model.classes, s)
         gradient = dpsgd.private_gradient(
             per_sample, trainable, examples,                             # (ii)  one gradient per image,
             C=s.C, chunk=chunk,                                          # (iii) clipped to C, summed,
-            sigma=sigma, generator=secret, B=s.B)                        # (iv)  + noise once, (v) / B
+            sigma=sigma, normals=secret.normals(step, weights), B=s.B)   # (iv)  + noise once, (v) / B
         for name, p in trainable.items():
             p.grad = gradient[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - (step - 1) / s.steps)
@@ -182,11 +187,10 @@ def finetune(s: Settings) -> None:
 
 def publish(run: Run, sigma: float, trainable: dict, metrics: list) -> None:
     """The run's folder, its privacy report last. Nothing is written if more was spent than promised."""
-    facts = privacy_report.after(run.settings, sigma, len(metrics), sum(p.numel() for p in trainable.values()))
+    facts = privacy_report.after(run.settings, sigma, len(metrics))
     runs.write(run, trainable, metrics)
     out = Path(run.settings.out)
-    before = runs.load(out, public=True, base_path=run.settings.base)
-    sample.before_and_after(out / "samples.png", before, run)
+    sample.before_and_after(out / "samples.png", runs.public(run), run)
     privacy_report.write(out, facts)
 
 

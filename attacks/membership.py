@@ -22,6 +22,7 @@ import lora
 import train
 import unet
 from machinery import draws, screen
+from machinery.secret import Secret, new_key
 
 MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3, epsilon=1.0)    # by heart
 
@@ -34,13 +35,14 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     trainable, frozen = lora.split(model)
     gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
     names = draws.names(pictures)
-    secret, optimizer = dpsgd.os_generator(seed), torch.optim.Adam(trainable.values(), lr=s.lr)
+    secret, optimizer = Secret(new_key(seed)), torch.optim.Adam(trainable.values(), lr=s.lr)
+    weights = sum(p.numel() for p in trainable.values())
     bar = tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False, disable=screen.hide_bar())
     for step in bar:
-        lot = dpsgd.poisson_sample(len(pictures), s.B / s.N, secret)
+        lot = dpsgd.poisson_sample(secret.coins(step, len(pictures)), s.B / s.N)
         examples = train.with_draws(pictures[lot], labels[lot], names[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
-                                       generator=secret)
+                                       normals=secret.normals(step, weights))
         for name, p in trainable.items():
             p.grad = noisy[name]
         optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)

@@ -1,10 +1,11 @@
 """checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
 
-A checkpoint holds the adapter, its average, the optimiser, the random generators, the key of the draws and
-the ledger of steps, so that a resumed run repeats what an uninterrupted one would have done, bit for bit on a
-CPU with the same --chunk.
-Repeating a step with NEW noise would be a second look at the private data that nobody counted.
-The generators' state would give the noise away: only the owner may read it, a finished run deletes it.
+A checkpoint holds the adapter, its average, the optimiser, the key of the draws and the ledger of steps. It
+holds no secret of the noise: a run with --seed makes its key again from the seed, and goes on bit for bit on
+a CPU with the same --chunk; a private run that is resumed draws a fresh key for the steps from there on, so
+two continuations of one checkpoint have no noise in common. A step that ran and was lost with the process
+was shown to nobody, so running it again with other noise is no second look at the private images.
+Only the owner may read a checkpoint: it holds a fingerprint of the private images. A finished run deletes it.
 
   $ python -m machinery.checkpoint      # writes, kills the writer half-way, reads
 """
@@ -19,6 +20,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Iterator
 
@@ -28,6 +30,7 @@ from torch import Tensor
 from machinery import distributed, screen
 
 SAVE_EVERY = 25              # steps between checkpoints: what a crash can cost
+SECONDS = 60                 # and the time after which one is due all the same
 FINGERPRINTS = ("base", "private_images")                        # compared, never shown
 # what a resumed run may change: memory, pictures, places (what lies there is compared by its fingerprint)
 FREE = ("chunk", "peek", "device", "data", "data_dir", "size", "out", "resume")
@@ -189,6 +192,15 @@ def load(path: Path, settings: dict) -> dict:
     return state
 
 
+def shred(path: Path) -> None:
+    """Overwrite a file with zeros, then remove it: an old disk block shows nothing of the private images."""
+    with open(path, "r+b") as f:
+        f.write(bytes(path.stat().st_size))
+        f.flush()
+        os.fsync(f.fileno())
+    path.unlink()
+
+
 def fingerprint(*tensors: Tensor) -> str:
     """SHA-256 of the tensors' bytes. Of private images it is private too: it stays in the checkpoint."""
     h = hashlib.sha256()
@@ -208,8 +220,7 @@ def prepare_folder(out: Path) -> None:
     mine = [name for name in known if (out / name).exists()]
     mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # of a killed run: they count
     if mine:
-        can_go_on = "checkpoint.pt" in mine and "privacy.json" not in mine
-        hint = "--resume goes on with it, or choose" if can_go_on else "choose"
+        hint = "--resume goes on with it, or choose" if "checkpoint.pt" in mine else "choose"
         raise ValueError(f"{out} already holds a run ({', '.join(mine)}); nothing was overwritten; "
                          f"{hint} another --out")
     try_writing(out)
@@ -221,19 +232,19 @@ class Progress:
 
     settings:  of the mechanism, compared on --resume
     trainable: name -> tensor, with their running `average` (ddpm.EMA) and their `optimizer`
-    secret:    the generator of this rank's lots and noise; key: of draws.py
+    key:       of draws.py
     """
 
-    def __init__(self, folder: Path, settings: dict, trainable: dict, average, optimizer,
-                 secret: torch.Generator, key: Tensor):
+    def __init__(self, folder: Path, settings: dict, trainable: dict, average, optimizer, key: Tensor):
         self.folder, self.settings = Path(folder), settings
         self.trainable, self.average = trainable, average
-        self.optimizer, self.secret, self.key = optimizer, secret, key
+        self.optimizer, self.key = optimizer, key
         self.done, self.metrics = 0, []                          # steps; of each: its number, epsilon, order
-        self.stop = stop_cleanly() if settings["ranks"] == 1 else threading.Event()
+        self.saved = time.monotonic()
+        self.stop = stop_cleanly() if distributed.ranks() == 1 else threading.Event()
 
     def begin(self, resume: bool) -> None:
-        """An empty folder; or everything taken back as it was, in place, of the generators this rank's."""
+        """An empty folder; or everything taken back as it was, in place."""
         if not resume:
             if distributed.rank() == 0:
                 prepare_folder(self.folder)
@@ -245,7 +256,6 @@ class Progress:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.key.copy_(state["key"])
-        self.secret.set_state(state["generators"][distributed.rank()])
         self.done, self.metrics = state["step"], state["metrics"]
 
     def steps(self, total: int) -> Iterator[int]:
@@ -257,25 +267,24 @@ class Progress:
                          f"{self.metrics[-1][1]:.4f}; go on with --resume")
 
     def record(self, step: int, total: int, epsilon: float, order: float, save: bool = False) -> None:
-        """Enter a step that ran into the ledger, with the epsilon spent so far; a checkpoint when it is due.
-
-        All ranks must call it.
+        """Enter a step that ran into the ledger, with the epsilon spent so far; a checkpoint when it is due:
+        asked for, every SAVE_EVERY steps, a minute after the last one, at the end and after Ctrl-C.
         """
         self.metrics.append([step, epsilon, order])
-        if distributed.rank() == 0:
-            screen.tell_a_log(step, total, f"epsilon_rdp={epsilon:.3f}")
-        if save or step % SAVE_EVERY == 0 or step == total or self.stop.is_set():
-            generators = distributed.states(self.secret)
-            if distributed.rank() == 0:
-                self.save(step, generators)
+        if distributed.rank() != 0:
+            return
+        screen.tell_a_log(step, total, f"epsilon_rdp={epsilon:.3f}")
+        late = time.monotonic() - self.saved > SECONDS
+        if save or late or step % SAVE_EVERY == 0 or step == total or self.stop.is_set():
+            self.save(step)
+            self.saved = time.monotonic()
 
-    def save(self, step: int, generators: list[Tensor]) -> None:
-        """All of it, as plain tensors, numbers and strings. generators: one state for each rank"""
+    def save(self, step: int) -> None:
+        """All of it, as plain tensors, numbers and strings."""
         weights = {name: p.detach() for name, p in self.trainable.items()}
         save(self.folder / "checkpoint.pt", dict(
             settings=self.settings, step=step, metrics=self.metrics, trainable=weights,
-            average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), generators=generators,
-            key=self.key))
+            average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), key=self.key))
 
 
 def stop_cleanly() -> threading.Event:

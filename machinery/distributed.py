@@ -1,8 +1,9 @@
 """distributed.py -- several processes, one mechanism.
 
-Each rank keeps its own share of the private images and draws its own Poisson lot from it with the same q:
-together that is one Poisson lot. Clipped sums are added by one all-reduce, rank 0 alone adds the noise
-(dpsgd.private_gradient), so the noise and the epsilon do not depend on the number of ranks. Rank 0 writes.
+Each rank keeps its own share of the private images. All ranks have one secret key, so each makes the coins of
+the whole Poisson lot and takes those of its share: the lot does not depend on the number of ranks. Exact
+sums are added by one all-reduce, and the noise is added once to the whole (dpsgd.private_gradient), so
+neither does the release. Rank 0 writes the files.
 
   $ torchrun --standalone --nproc-per-node=2 train.py --device cpu --out runs/two
 """
@@ -40,6 +41,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def ranks() -> int:
+    """How many processes the group has, 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def lost(*_) -> None:
     """End this rank because another one has died."""
     sys.exit("another rank died, so the run ends here; the last checkpoint is intact: "
@@ -66,20 +72,46 @@ def answering():
 
 
 def same_everywhere(params: dict[str, torch.Tensor]) -> None:
-    """Give all ranks rank 0's values: the adapters' random start, the key of the draws."""
+    """Give all ranks rank 0's values: the adapters' random start, the keys."""
     if dist.is_initialized():
         for p in params.values():
             answered(dist.broadcast, p.data, 0)
 
 
-def states(generator: torch.Generator) -> list[torch.Tensor]:
-    """[rank] -> its generator's state, for a checkpoint that all ranks can resume from. All must call it."""
-    mine = generator.get_state()
+def of_the_first(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rank 0's values, on every rank and to the last bit, in one broadcast; `params` itself without a group."""
     if not dist.is_initialized():
-        return [mine]
+        return params
+    flat = torch.cat([p.flatten() for p in params.values()])
+    answered(dist.broadcast, flat, 0)
+    parts = flat.split([p.numel() for p in params.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(params.items(), parts)}
+
+
+def bytes_of_the_first(secret: bytes) -> bytes:
+    """Rank 0's bytes on every rank: the secret key, which crosses the network between the ranks."""
+    if not dist.is_initialized():
+        return secret
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flat = torch.tensor(list(secret), dtype=torch.uint8, device=device)
+    answered(dist.broadcast, flat, 0)
+    return bytes(flat.tolist())
+
+
+def agree(facts: dict) -> None:
+    """Refuse to start when ranks differ in any of these facts (numbers, strings): their data or settings.
+
+    If one rank's copy of the private images lacks the first, every image behind it is in two ranks' shares.
+    Errors: a difference -> ValueError on every rank, with the names of what differs and no value
+    """
+    if not dist.is_initialized():
+        return
     everyone = [None] * dist.get_world_size()
-    answered(dist.all_gather_object, everyone, mine)
-    return everyone
+    answered(dist.all_gather_object, everyone, facts)
+    different = [name for name in facts if any(other.get(name) != everyone[0].get(name) for other in everyone)]
+    if different:
+        raise ValueError(f"the ranks differ in {', '.join(different)}; expected the same flags and the same "
+                         f"files on every machine, since each rank takes its share of one list of images")
 
 
 def answered(collective, *args) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import accountant
 import data
-import dpsgd
 import pld
 from machinery import checkpoint
 from support import classes
@@ -26,7 +25,8 @@ from support.runs import Run
 ACCOUNTANTS = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
-NOISE = "float64 normals, added in float64, rounded once"
+NOISE = ("SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations (Box & "
+         "Muller), added to an exact sum, rounded once")
 NOT_COVERED = [
     "a person with several images: the unit is ONE image",
     "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",
@@ -34,13 +34,12 @@ NOT_COVERED = [
     "N, the names of the classes and the data set's existence: they are declared, and public",
     "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
     "what the curator alone sees: the screen, the log, the exit code, how long each step takes, files' times",
-    "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
-    "two folders that went on from copies of one checkpoint: they have the same noise, so publish one",
-    "the network between ranks: clipped sums cross it before the noise is added",
-    "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not cryptographic",
+    "a run that was not finished, or was continued twice: each continuation is another look at the images",
+    "the network between ranks: the key of the noise and sums without noise cross it",
+    "attacks on the arithmetic: float64 noise is no exact Gaussian; whoever breaks SHAKE-256 or has its key",
     "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon ignores that",
     "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, or both",
-    "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise",
+    "anyone who can read the process's memory, which holds the key, or checkpoint.pt while the run lasts",
 ]
 
 
@@ -48,14 +47,9 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     """Every public constant of a run, before the first private image is read.
 
     trained: how many weights are; where: "1 x cpu"
-    Errors: noise whose longest value gives an image away more often than delta / 100 -> ValueError
     """
     s = run.settings
     q = s.B / s.N
-    if s.epsilon < math.inf and dpsgd.tail(q, sigma, s.steps, trained) > s.delta / 100:
-        raise ValueError(f"--epsilon {s.epsilon:g} leaves so little noise (sigma = {sigma:.3f}) that float64 "
-                         f"normals are too short for delta = {s.delta:g}; expected a smaller --epsilon, or "
-                         f"inf for a run without privacy")
     total = sum(p.numel() for p in run.model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
@@ -79,8 +73,8 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     return "\n".join(lines)
 
 
-def after(s, sigma: float, steps: int, weights: int) -> dict:
-    """privacy.json. epsilon is computed again, from the steps that ran; weights: how many were trained.
+def after(s, sigma: float, steps: int) -> dict:
+    """privacy.json. epsilon is computed again, from the steps that ran.
 
     Errors: more was spent than promised -> RuntimeError, and the caller must publish nothing
     """
@@ -97,7 +91,7 @@ def after(s, sigma: float, steps: int, weights: int) -> dict:
                 neighbours="add or remove one image", unit_of_privacy="one image",
                 N=s.N, B=s.B, q=q, C=s.C, K=s.K, sigma=sigma, steps=steps,
                 mechanism="Poisson-sampled Gaussian, one noise draw a step",
-                noise=NOISE if sigma > 0 else "none", tail=dpsgd.tail(q, sigma, steps, weights),
+                noise=NOISE if sigma > 0 else "none",
                 accountant=s.accountant, **{f"epsilon_{name}": shown(e) for name, e in spent.items()},
                 best_order=best_order,
                 covers=COVERED if private else "nothing", does_not_cover=NOT_COVERED)
@@ -120,9 +114,9 @@ def text(facts: dict) -> str:
 
 
 def write(folder: Path, facts: dict) -> None:
-    """privacy.json, the last file of a run; with it the run is finished and its checkpoint goes."""
+    """privacy.json, the last file of a run; then its checkpoint goes, and with that the run is finished."""
     checkpoint.write_text(folder / "privacy.json", json.dumps(facts, indent=2) + "\n")
-    (folder / "checkpoint.pt").unlink()                                  # and with it the noise's state
+    checkpoint.shred(folder / "checkpoint.pt")
     print(f"\n{folder}/: samples.png (public before | private after), adapter_model.bin, privacy.json, "
           f"config.json, metrics.csv")
     print(text(facts))

@@ -97,7 +97,10 @@ def published_place(path: str) -> str:
 
 
 def read_config(folder: Path) -> dict:
-    """A finished run's config.json. Errors: not a run's folder -> ValueError"""
+    """A finished run's config.json. Errors: not a run's folder, or not finished -> ValueError"""
+    if (Path(folder) / "checkpoint.pt").exists():
+        raise ValueError(f"{folder} is not finished: it still has its checkpoint.pt; finish it with "
+                         f"train.py --resume and the flags it was started with")
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
         config["base"], config["base_sha256"], config["side"]            # a KeyError now
@@ -115,8 +118,8 @@ def load(folder: Path, public: bool = False, base_path: str | None = None) -> Ru
     """
     folder, config = Path(folder), read_config(folder)
     path = Path(base_path or config["base"])
-    above = [place / path for place in folder.resolve().parents]         # trained there, sampled elsewhere
-    path = next((place for place in (path, *above) if place.is_file()), path)
+    above = [place / path for place in folder.resolve().parents] + [data.ASSETS / path.name]
+    path = next((place for place in (path, *above) if place.is_file()), path)    # trained there, sampled elsewhere
     model, coder, sha256 = base.load(path)
     if sha256 != config["base_sha256"]:
         raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "
@@ -128,6 +131,14 @@ def load(folder: Path, public: bool = False, base_path: str | None = None) -> Ru
     shape = (config.get("channels", model.config["image_channels"]), config["side"], config["side"])
     return Run(types.SimpleNamespace(**config), model, coder, sha256, config.get("classes") or None,
                config.get("labels"), shape=shape)
+
+
+def public(run: Run) -> Run:
+    """The run with its public base alone, read again from its file."""
+    model, coder, _ = base.load(run.settings.base)
+    if coder is not None and model.classes is not None:
+        lora.new_classes(model, run.classes, run.settings.start)
+    return dataclasses.replace(run, model=model.to(next(run.model.parameters()).device))
 
 
 def class_names(run: Run) -> list[str]:
