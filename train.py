@@ -24,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import accountant
-import autoencoder
 import data
 import ddpm
 import dpsgd
@@ -138,16 +137,10 @@ def finetune(s: Settings) -> None:
     weights = sum(p.numel() for p in trainable.values())
     if rank == 0:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
-    images, labels, names = runs.private_images(run)             # names: whose draws, of an image's own bytes
-    run = dataclasses.replace(run, shape=tuple(images.shape[1:]))
+    run, share = runs.private_share(run, rank, ranks, device)    # this rank's images, as the network takes them
     mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,
-                     private_images=checkpoint.fingerprint(images, labels))
-    distributed.agree(mechanism)                                 # or an image could be in two ranks' shares
-    everyone = len(images)
-    images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))  # this rank's share
-    if run.coder is not None:
-        images = autoencoder.to_latents(run.coder.to(device), images)    # once: E reads one image alone
-
+                     private_images=share.fingerprint)           # --resume compares it, and so do the ranks:
+    distributed.agree(mechanism)                                 # else an image could be in two ranks' shares
     secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # of lots and privacy noise
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
@@ -159,9 +152,10 @@ def finetune(s: Settings) -> None:
                disable=screen.hide_bar(rank == 0))
 
     for step in bar:
-        coins = secret.coins(step, everyone)[rank::ranks]
+        coins = secret.coins(step, share.total)[rank::ranks]             # one for each image of all ranks
         lot = dpsgd.poisson_sample(coins, q).to(device)                  # (i)   random size, 0 is legal
-        examples = with_draws(images[lot], labels[lot], names[lot], key, step, model.classes, s)
+        examples = with_draws(share.images[lot], share.labels[lot], share.names[lot], key, step,
+                              model.classes, s)
         gradient = dpsgd.private_gradient(
             per_sample, trainable, examples,                             # (ii)  one gradient per image,
             C=s.C, chunk=chunk,                                          # (iii) clipped to C, summed,

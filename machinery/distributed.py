@@ -6,6 +6,7 @@ sums are added by one all-reduce, and the noise is added once to the whole (dpsg
 neither does the release. Rank 0 writes the files.
 
   $ torchrun --standalone --nproc-per-node=2 train.py --device cpu --out runs/two
+  $ python -m machinery.distributed       # one lot, on one, two and three ranks
 """
 import contextlib
 import datetime
@@ -125,3 +126,11 @@ def answered(collective, *args) -> None:
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    from machinery.secret import Secret, new_key
+    coins, q = Secret(new_key()).coins(step=1, n=30), 0.2
+    for ranks in (1, 2, 3):
+        shares = [(coins[r::ranks] < q).nonzero()[:, 0] * ranks + r for r in range(ranks)]
+        print(f"{ranks} ranks: " + "; ".join(f"rank {r} has images {mine.tolist()}" for r, mine in enumerate(shares)))

@@ -12,6 +12,7 @@ images, and no epsilon covers them.
 """
 import json
 import math
+import shlex
 from pathlib import Path
 
 import accountant
@@ -103,7 +104,7 @@ def shown(epsilon: float) -> float | str:
 
 
 def text(facts: dict) -> str:
-    """The same report for the screen, one fact a line; numbers to six digits, the file has them all."""
+    """The whole report for the screen, one fact a line; numbers to six digits, the file has them all."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, float):
@@ -113,14 +114,29 @@ def text(facts: dict) -> str:
     return "\n".join(lines)
 
 
+def summary(facts: dict, path: Path) -> str:
+    """The five lines of a report that matter most, and where the rest is."""
+    spent = f"epsilon = {facts['epsilon']:.6g}" if facts["epsilon"] != "inf" else "epsilon = inf"
+    others = ", ".join(f"{name.removeprefix('epsilon_').upper()} {value if value == 'inf' else f'{value:.4g}'}"
+                       for name, value in facts.items() if name.startswith("epsilon_"))
+    return "\n".join([
+        f"  private      {facts['private']}: {spent} at delta = {facts['delta']:g}, {facts['neighbours']}",
+        f"  spent by     {facts['steps']} steps at q = {facts['q']:.6g} and sigma = {facts['sigma']:.6g} "
+        f"(bounds on epsilon: {others})",
+        f"  noise        {facts['noise']}",
+        f"  covers       {facts['covers']}",
+        f"  not covered  {len(facts['does_not_cover'])} points, among them {facts['does_not_cover'][0]}: read "
+        f"{path}"])
+
+
 def write(folder: Path, facts: dict) -> None:
     """privacy.json, the last file of a run; then its checkpoint goes, and with that the run is finished."""
     checkpoint.write_text(folder / "privacy.json", json.dumps(facts, indent=2) + "\n")
     checkpoint.shred(folder / "checkpoint.pt")
     print(f"\n{folder}/: samples.png (public before | private after), adapter_model.bin, privacy.json, "
           f"config.json, metrics.csv")
-    print(text(facts))
-    print(f"next: python sample.py {folder} --n 100 --out grid.png")
+    print(summary(facts, folder / "privacy.json"))
+    print(f"next: python sample.py {shlex.quote(str(folder))} --n 100 --out grid.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,30 @@ def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     images, labels = classes.in_places(images, labels, run.labels)
     base.fits(run.model, images, labels, s.data, run.coder)
     return images, labels, draws.names(images)
+
+
+class Share(NamedTuple):
+    """One rank's part of the private images: every `ranks`-th, from number `rank` on."""
+    images: Tensor                               # uint8 (n, C, H, W), or float latents (n, c, h, w)
+    labels: Tensor                               # int64 (n,), numbered as the network's classes
+    names: Tensor                                # int64 (n,), each image's own number, see draws.names
+    total: int                                   # images of all ranks together; private
+    fingerprint: str                             # of all images and labels; private
+
+
+def private_share(run: Run, rank: int, ranks: int, device: torch.device) -> tuple[Run, Share]:
+    """The run, whose images' shape is known now, and this rank's private images, on its device.
+
+    In a run on latents each image is encoded here, once: E reads one image alone, so two sets of images that
+    differ by one image become two sets of latents that differ by one.
+    """
+    images, labels, names = private_images(run)
+    run = dataclasses.replace(run, shape=tuple(images.shape[1:]))
+    total, fingerprint = len(images), checkpoint.fingerprint(images, labels)
+    images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))
+    if run.coder is not None:
+        images = autoencoder.to_latents(run.coder.to(device), images)
+    return run, Share(images, labels, names, total, fingerprint)
 
 
 def write(run: Run, trainable: dict[str, Tensor], metrics: list) -> None:

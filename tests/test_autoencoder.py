@@ -1,4 +1,4 @@
-"""Theorems about autoencoder.py: what a latent depends on, and that the loss is the one in the paper."""
+"""Property tests of autoencoder.py: what a latent depends on, and that the loss is the one in the paper."""
 import math
 
 import pytest

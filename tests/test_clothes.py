@@ -1,4 +1,4 @@
-"""Theorems about the public clothes.
+"""Property tests of the public clothes.
 
 They are drawn, deterministic, in the documented frame, and show their class.
 """
@@ -7,7 +7,6 @@ import torch
 
 import data
 from drawings import clothes
-
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Theorems about the images.
+"""Property tests of the images.
 
 The public ones are drawn, deterministic and framed; the private ones are read or refused.
 """
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import base
-from support import classes
 import data
 import unet
 from drawings import glyphs
+from helpers import make_folder, write_idx
 from machinery import folders
+from support import classes
 
 
 def test_glyphs_have_the_documented_shape_range_and_frame():
@@ -47,7 +48,7 @@ def test_mnist_ships_whole():
         images, labels = data.load("mnist", split)
         assert images.shape == (n, 1, 28, 28) and images.dtype == torch.uint8 and labels.shape == (n,)
         assert torch.bincount(labels).min() > 0.08 * n
-    assert data.KNOWN["mnist"][0] == 60_000
+    assert data.KNOWN["mnist"].N == 60_000
 
 
 def test_uint8_and_float_are_inverse():
@@ -176,15 +177,17 @@ def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_pat
 
 def test_a_class_is_found_by_its_declared_name_whatever_sub_folders_exist(tmp_path):
     make_folder(tmp_path, sizes=((20, 20),), classes=["dog", "horse"])
-    base = ["cat", "dog", "horse"]
-    labels = data.load(f"folder:{tmp_path}", size=16, classes=base)[1]
+    known = ["cat", "dog", "horse"]
+    labels = data.load(f"folder:{tmp_path}", size=16, classes=known)[1]
     assert labels.tolist() == [1, 2], "not 0 and 1: dogs are no cats"
-    assert classes.declared(f"folder:{tmp_path}", "", base) == base and classes.place(base, base, 3) == [0, 1, 2]
-    assert classes.place(["horse", "cat"], base, 3) == [2, 0], "by name"
-    assert classes.place(["goat", "cow"], base, 3) == [0, 1] == classes.place(["goat", "cow"], None, 3), "in order"
+    assert classes.declared(f"folder:{tmp_path}", "", known) == known
+    assert classes.place(known, known, 3) == [0, 1, 2]
+    assert classes.place(["horse", "cat"], known, 3) == [2, 0], "by name"
+    for base_names in (known, None):
+        assert classes.place(["goat", "cow"], base_names, 3) == [0, 1], "in order"
     for names in (["dog", "cow"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match="do not fit"):
-            classes.place(names, base, 3)
+            classes.place(names, known, 3)
 
 
 def test_a_label_below_0_is_of_no_declared_class_and_its_image_counts_as_none(tmp_path):

@@ -1,4 +1,4 @@
-"""Theorems about the diffusion: the forward process, the samplers, the network, the average."""
+"""Property tests of the diffusion: the forward process, the samplers, the network, the average."""
 import math
 
 import numpy as np
@@ -47,25 +47,31 @@ def test_draws_cover_every_t_uniformly():
 
 def test_middle_draws_follow_beta_2_3():
     g = torch.Generator().manual_seed(0)
-    t, _ = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, g, timesteps="middle")
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(5000, 1, 1, 1), 4, g, law=ddpm.middle)
     assert t.shape == (5000, 4) and t.min() >= 0 and t.max() < ddpm.LINEAR.T
     expected = 20_000 * np.diff(scipy.stats.beta(2, 3).cdf(np.linspace(0, 1, 11)))
     counts = torch.bincount(t.flatten() // 100, minlength=10).numpy()
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all(), counts
 
 
-@pytest.mark.parametrize("timesteps, law", [
-    ("uniform", scipy.stats.uniform()), ("middle", scipy.stats.beta(2, 3))])
-def test_the_K_draws_of_an_image_fall_one_into_each_of_K_equal_slices_of_the_law_of_t(timesteps, law):
+@pytest.mark.parametrize("law, exact", [
+    (ddpm.uniform, scipy.stats.uniform()), (ddpm.middle, scipy.stats.beta(2, 3))])
+def test_the_K_draws_of_an_image_fall_one_into_each_of_K_equal_slices_of_the_law_of_t(law, exact):
     g = torch.Generator().manual_seed(0)
-    t, _ = ddpm.draw_t_and_noise(torch.zeros(500, 1, 1, 1), 5, g, timesteps=timesteps)
+    t, _ = ddpm.draw_t_and_noise(torch.zeros(500, 1, 1, 1), 5, g, law=law)
     t, edges = t.numpy() / ddpm.LINEAR.T, np.linspace(0, 1, 6)
-    assert (law.cdf(t) < edges[1:]).all() and (law.cdf(t + 1 / ddpm.LINEAR.T) > edges[:-1] - 1e-6).all()
+    assert (exact.cdf(t) < edges[1:]).all() and (exact.cdf(t + 1 / ddpm.LINEAR.T) > edges[:-1] - 1e-6).all()
 
 
-@pytest.mark.parametrize("weighting, w", [
-    ("flat", lambda a: 1), ("even", lambda a: min(((1 - a) / a) ** 0.5, 10))])
-def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weighting, w):
+def test_the_rows_of_draws_pair_each_law_with_each_weight():
+    rows = {(row.law, row.weight) for row in ddpm.DRAWS.values()}
+    assert rows == {(law, weight) for law in (ddpm.uniform, ddpm.middle) for weight in (ddpm.flat, ddpm.even)}
+    assert ddpm.DRAWS["paper"] == (ddpm.uniform, ddpm.flat)
+
+
+@pytest.mark.parametrize("weight, w", [
+    (ddpm.flat, lambda a: 1), (ddpm.even, lambda a: min(((1 - a) / a) ** 0.5, 10))], ids=["flat", "even"])
+def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weight, w):
     model, (x0, labels, t, noise) = tiny_unet(), examples(3, K=4)
 
     def one(i, k):
@@ -74,7 +80,7 @@ def test_loss_is_the_weighted_mean_over_the_K_draws_of_each_image(weighting, w):
         error = model(x_t, t[i, k:k + 1], labels[i:i + 1]) - noise[i, k]
         return error.square().mean() * w(ddpm.LINEAR.alpha_bar[t[i, k]].item())
     loop = [torch.stack([one(i, k) for k in range(4)]).mean() for i in range(3)]
-    torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise, weighting=weighting), torch.stack(loop))
+    torch.testing.assert_close(ddpm.loss(model, x0, labels, t, noise, weight=weight), torch.stack(loop))
 
 
 class Recorder(torch.nn.Module):
@@ -134,6 +140,16 @@ def test_ddpm_is_ddim_with_all_steps_and_eta_1():
     g = lambda: torch.Generator().manual_seed(3)
     torch.testing.assert_close(ddpm.ddpm_sample(Recorder(), None, (1, 1, 2, 2), generator=g()),
                                ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), 1000, generator=g()))
+
+
+@pytest.mark.parametrize("name", ddpm.SAMPLERS)
+def test_every_sampler_takes_the_same_arguments_and_stays_within_the_limit(name):
+    """So that its name is all that the command line needs; latents go further than pixels."""
+    model, labels, shape, seed = Recorder(), torch.tensor([1, 2]), (2, 1, 2, 2), torch.Generator().manual_seed
+    model.classes = 10
+    x = ddpm.Sampling(name, steps=3, eta=0.5, guidance=0.5).draw(model, labels, shape, seed(0), limit=5.0)
+    again = ddpm.SAMPLERS[name](model, labels, shape, 3, 0.5, 0.5, seed(0), ddpm.LINEAR, 5.0)
+    assert torch.equal(x, again) and x.shape == shape and 1 < x.abs().max() <= 5
 
 
 def test_the_true_noise_samples_the_true_image():
@@ -245,8 +261,10 @@ def test_second_order_steps_end_far_nearer_to_the_exact_flow():
                                   lambda: ddpm.dpm_sample(Recorder(), None, (1, 1, 2, 2), steps=0),
                                   lambda: ddpm.dpm_sample(Recorder(), None, (1, 1, 2, 2), guidance=math.nan),
                                   lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 0),
-                                  lambda: ddpm.draw_t_and_noise(torch.zeros(1, 1, 2, 2), 1, timesteps="late"),
-                                  lambda: ddpm.loss(tiny_unet(), *examples(1, K=1), weighting="steep"),
+                                  lambda: ddpm.Sampling(sampler="euler").check(),
+                                  lambda: ddpm.Sampling(steps=0).check(),
+                                  lambda: ddpm.Sampling(eta=math.inf).check(),
+                                  lambda: ddpm.Sampling(guidance=-1).check(),
                                   lambda: ddpm.Schedule(kind="square").alpha_bar,
                                   lambda: unet.UNet(channels=8, heads=3)])
 def test_what_has_no_meaning_is_a_value_error(call):

@@ -1,4 +1,4 @@
-"""Theorems about the yardsticks.
+"""Property tests of the yardsticks.
 
 The distance is the one it is named after, a share is a share, a neighbour is near.
 """
@@ -15,11 +15,10 @@ import base
 import data
 import evaluate
 import lora
-import unet
+from conftest import tiny_unet
+from helpers import make_folder
 from machinery import checkpoint
 from support import classifiers, inception
-from conftest import tiny_unet
-from test_data import make_folder
 
 
 def cloud(n, d, seed, scale=1.0, shift=0.0):
@@ -29,7 +28,7 @@ def cloud(n, d, seed, scale=1.0, shift=0.0):
 
 @pytest.fixture(scope="module")
 def digits():
-    """600 real images, their labels, and a tiny judge trained on them (a linear one)."""
+    """600 real images, their labels, and a reference classifier trained on them: a linear one."""
     images, labels = data.load("mnist", "test")
     images, labels = images[:600], labels[:600]
     net = classifiers.classifier("logistic", (1, 28, 28), 10)
@@ -90,17 +89,18 @@ def test_one_image_has_no_covariance():
 
 
 def test_recognised_share_is_the_accuracy_with_true_labels_and_chance_with_shuffled_ones(digits):
-    images, labels, judge = digits
-    share, by_class = classifiers.recognised_share(judge, images, labels)
+    images, labels, reference = digits
+    share, by_class = classifiers.recognised_share(reference, images, labels)
     with torch.no_grad():
-        right = judge(data.to_float(images)).argmax(1) == labels
+        right = reference(data.to_float(images)).argmax(1) == labels
         assert share == right.double().mean().item() and share > 0.8
     counts = labels.bincount(minlength=10)
     assert sum(s * int(c) for s, c in zip(by_class, counts)) / len(labels) == pytest.approx(share)
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    chance = classifiers.recognised_share(judge, images, shuffled)[0]
+    chance = classifiers.recognised_share(reference, images, shuffled)[0]
     assert abs(chance - 0.1) < 0.05                                          # 4 standard deviations
-    assert classifiers.recognised_share(judge, images[labels == 3], labels[labels == 3])[1][4] is None
+    threes = classifiers.recognised_share(reference, images[labels == 3], labels[labels == 3])[1]
+    assert threes[4] is None
 
 
 def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_randomness_alone(digits):
@@ -118,7 +118,8 @@ def test_classifier_is_a_function_of_images_and_seed_and_leaves_the_callers_rand
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
 
 
-def test_judge_is_trained_once_per_data_set_and_again_if_its_file_is_broken(digits, tmp_path, monkeypatch):
+def test_the_reference_classifier_is_trained_once_per_data_set_and_again_if_its_file_is_broken(
+        digits, tmp_path, monkeypatch):
     images, labels, _ = digits
     trained, train = [], classifiers.train_classifier
 
@@ -131,7 +132,7 @@ def test_judge_is_trained_once_per_data_set_and_again_if_its_file_is_broken(digi
     file = tmp_path / "judge-folder-my-digits.pt"
     assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
     assert torch.equal(first[-1].weight, second[-1].weight)
-    ask(90)                                                                  # other images: another judge
+    ask(90)                                                                  # other images: another classifier
     file.write_bytes(b"half a file")
     ask(90)
     assert trained == [100, 90, 90]
@@ -186,7 +187,7 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
     assert abs(synthetic - real) < 0.1, "both are real images"
     assert any("below 10,000" in note for note in result["notes"])
     assert (tmp_path / "s-neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
-    assert not (tmp_path / "runs").exists(), "--fast leaves no weak judge behind"
+    assert not (tmp_path / "runs").exists(), "--fast leaves no weak reference classifier behind"
 
 
 def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
@@ -194,9 +195,8 @@ def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys)
     base.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
     lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
     lora.save(tmp_path, lora.split(model)[0], config)
-    sha256 = checkpoint.fingerprint(*base.load(tmp_path / "base.pt").model.state_dict().values())
-    settings = dict(base=str(tmp_path / "base.pt"), data="mnist", data_dir="", size=32, side=28,
-                    base_sha256=sha256)
+    settings = dict(base="base.pt", data="mnist", size=32, side=28,
+                    base_sha256=base.load(tmp_path / "base.pt").sha256)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     judge = classifiers.judge
     monkeypatch.setattr(classifiers, "judge", lambda name, images, labels, **_: judge(
@@ -214,7 +214,7 @@ def test_fid_is_the_distance_from_as_many_real_images_as_it_says(tmp_path, monke
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 8))   # a small space instead
     net.requires_grad_(False)
     monkeypatch.setattr(inception, "FIDInception", lambda path, device: net)
-    monkeypatch.setattr(classifiers, "train_classifier", lambda net, *_, **__: net)      # FID asks no judge
+    monkeypatch.setattr(classifiers, "train_classifier", lambda net, *_, **__: net)      # FID needs none
     images = data.load("mnist", "test")[0][:200]
     np.savez(tmp_path / "s.npz", images=images.numpy())
     (tmp_path / "net.pt").write_bytes(b"a file to take the hash of")

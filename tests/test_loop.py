@@ -1,29 +1,32 @@
-"""Theorems about the private loop itself: what is published, what ranks share, what --resume takes up.
+"""Property tests of the private loop: what is published, what ranks share, what --resume takes up.
 
-The mechanism (dpsgd.private_gradient) is private; these theorems say that the loop around it adds nothing to
-what it returned.
+The mechanism (dpsgd.private_gradient) is private. These tests say that the loop around it adds nothing to what
+it returned.
 """
 import json
+import os
+import shutil
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-import base
 import accountant
+import base
 import data
 import ddpm
 import dpsgd
+import evaluate
+import helpers
 import lora
+import pld
 import sample
 import train
-import unet
-import pld
-from machinery import checkpoint, draws
-from support import privacy_report
 from conftest import tiny_unet
-from test_data import write_idx
-from helpers import IMAGES, N, PUBLISHED, finetune, make_place, stop_after, watch
+from helpers import FLAGS, IMAGES, N, PUBLISHED, call, finetune, make_place, stop_after, watch, write_idx
+from machinery import checkpoint, draws, secret
+from support import privacy_report
 
 Q = 40 / N
 
@@ -108,12 +111,13 @@ def test_privacy_json_says_exactly_this(monkeypatch):
     s = train.check(train.Settings(N=400, B=40, steps=6, delta=1e-3, C=0.02, K=3))
     sigma = accountant.calibrate(10.0, 1e-3, Q, 6)
     rdp, order = accountant.epsilon(Q, sigma, 6, 1e-3)
-    assert privacy_report.after(s, sigma, 6, 1000) == {
+    assert privacy_report.after(s, sigma, 6) == {
         "private": True, "epsilon": rdp, "delta": 1e-3,
         "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
-        "noise": "float64 normals, added in float64, rounded once", "tail": dpsgd.tail(Q, sigma, 6, 1000),
+        "noise": "SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations (Box & "
+                 "Muller), added to an exact sum, rounded once",
         "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": pld.pld_epsilon(Q, sigma, 6, 1e-3),
         "best_order": order,
         "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
@@ -127,51 +131,52 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
             "what the curator alone sees: the screen, the log, the exit code, how long each step takes, "
             "files' times",
-            "a run that was not finished: its checkpoint.pt stays, and holds the state of the noise",
-            "two folders that went on from copies of one checkpoint: they have the same noise, so publish "
-            "one",
-            "the network between ranks: clipped sums cross it before the noise is added",
-            "attacks on the arithmetic: float64 noise is no exact Gaussian, and its generator is not "
-            "cryptographic",
+            "a run that was not finished, or was continued twice: each continuation is another look at the "
+            "images",
+            "the network between ranks: the key of the noise and sums without noise cross it",
+            "attacks on the arithmetic: float64 noise is no exact Gaussian; whoever breaks SHAKE-256 or has "
+            "its key",
             "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon "
             "ignores that",
             "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
             "or both",
-            "anyone who can read checkpoint.pt while the run lasts: it holds the state of the noise"]}
-    for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=1))):
-        said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110, 1000)
+            "anyone who can read the process's memory, which holds the key, or checkpoint.pt while the run "
+            "lasts"]}
+    for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=0))):
+        said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110)
         assert (said["private"], said["covers"]) == (False, "nothing")
 
 
 # --- what a step is made of
 
 def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_labels(monkeypatch):
-    """One generator, seeded by the operating system, makes lots and noise; labels stay with their images."""
-    sampled, sample = [], dpsgd.poisson_sample
-    monkeypatch.setattr(dpsgd, "poisson_sample", lambda *a: sampled.append(a) or sample(*a))
+    """One key of the operating system makes the lots and the noise; labels stay with their images."""
+    asked, sampled, new_key, poisson_sample = [], [], train.new_key, dpsgd.poisson_sample
+    monkeypatch.setattr(train, "new_key", lambda seed: asked.append((seed, new_key(seed))) or asked[-1][1])
+    monkeypatch.setattr(dpsgd, "poisson_sample", lambda *a: sampled.append(a) or poisson_sample(*a))
     seen = spied(monkeypatch)
     assert finetune("--out", "run", "--C", 0.03)[0] == 0
+    (seed, key), = asked
+    own, numbers = secret.Secret(key), sum(p.numel() for p in seen[0][0].values())
     said = json.loads(Path("run", "privacy.json").read_text())
-    assert len(seen) == len(sampled) == said["steps"] == 6
-    for (_, (x0, labels, t, noise), how), (count, q, generator) in zip(seen, sampled):
-        assert (count, q) == (IMAGES, said["q"]) and generator is how["generator"]
-        assert generator.device.type == "cpu"
+    assert seed is None and len(seen) == len(sampled) == said["steps"] == 6
+    for step, ((_, (x0, labels, t, noise), how), (coins, q)) in enumerate(zip(seen, sampled), 1):
+        assert torch.equal(coins, own.coins(step, IMAGES)) and q == said["q"]
+        assert torch.equal(how["normals"], own.normals(step, numbers))
         assert (how["C"], how["sigma"], how["B"]) == (0.03, said["sigma"], said["B"]) and said["C"] == 0.03
         number = ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
-        own = labels == number % 10
-        assert (own | (labels == 10)).all() and own.float().mean() > 0.5
+        assert number.tolist() == (coins < said["q"]).nonzero()[:, 0].tolist()
+        own_label = labels == number % 10
+        assert (own_label | (labels == 10)).all() and own_label.float().mean() > 0.5
         assert len(x0) == len(t) == len(noise)
-    seeded = torch.Generator().manual_seed(generator.initial_seed())
-    assert not torch.equal(seeded.get_state()[24:], generator.get_state()[24:])
 
 
-def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q(monkeypatch):
+def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q():
     """The rate to 0.2%: uniform numbers just above q put nobody into the lot, just below q everybody."""
     for q in (0.001, 0.1, 0.9):
         for factor, size in ((1.002, 0), (0.998, 50)):
             close = torch.full((50,), factor * q, dtype=torch.float64)
-            monkeypatch.setattr(torch, "rand", lambda n, **_: close)
-            assert len(dpsgd.poisson_sample(50, q)) == size
+            assert len(dpsgd.poisson_sample(close, q)) == size
 
 
 def test_every_step_draws_t_and_noise_anew_from_the_runs_key(monkeypatch):
@@ -216,27 +221,44 @@ def test_at_q_1_the_lots_of_two_ranks_are_all_images_once(monkeypatch):
         assert sorted(one + other) == list(range(IMAGES)), "an image is nobody's, or two ranks': q is doubled"
 
 
-def test_ranks_draw_their_lots_independently_and_their_draws_of_t_in_common(monkeypatch):
-    lots, keys, streams = [], set(), draws.streams
+def test_the_lots_of_two_ranks_together_are_the_lot_of_one_and_draws_of_t_are_in_common(monkeypatch):
+    """One Poisson lot, whatever the number of ranks: no image is in two shares and no coin is used twice."""
+    keys, streams = set(), draws.streams
     monkeypatch.setattr(draws, "streams", lambda *a: keys.add(int(a[0])) or streams(*a))
+    alone, parts = [lot for lot, _ in watch("alone", "--seed", 3)], []
     for rank in (0, 1):
         on_rank(monkeypatch, rank)
-        lots.append([[number // 2 for number in lot] for lot, _ in watch(f"rank-{rank}", "--seed", 3)])
-    assert all(one != other for one, other in zip(*lots)), "equal places in both shares: not one Poisson lot"
-    assert keys == {3}
+        parts.append([lot for lot, _ in watch(f"rank-{rank}", "--seed", 3)])
+    assert [sorted(one + other) for one, other in zip(*parts)] == alone and keys == {3}
 
 
-def test_all_ranks_start_from_rank_0s_factors_and_key(monkeypatch):
+def test_all_ranks_start_from_rank_0s_factors_and_keys(monkeypatch):
+    """Rank 0's factors A, key of the draws and key of lots and noise; its own are of no use to a rank."""
     def marked(tensors):
         assert tensors["key"].dtype == torch.int64
         for p in tensors.values():
             p.data.fill_(1)
-    asked, streams = [], draws.streams
+    asked, streams, the_first = [], draws.streams, bytes(range(secret.KEY_BYTES))
     monkeypatch.setattr(draws, "streams", lambda *a: asked.append(int(a[0])) or streams(*a))
     monkeypatch.setattr(train.distributed, "same_everywhere", marked)
+    monkeypatch.setattr(train.distributed, "bytes_of_the_first", lambda own: the_first)
     seen = spied(monkeypatch)
     assert finetune("--out", "run")[0] == 0
     assert set(asked) == {1} and all((p == 1).all() for p in seen[0][0].values())
+    normals = [how["normals"] for _, _, how in seen]
+    assert all(torch.equal(z, secret.Secret(the_first).normals(i, len(z))) for i, z in enumerate(normals, 1))
+
+
+def test_the_factors_A_start_from_bytes_that_private_images_have_no_part_in(tmp_path, monkeypatch):
+    """Two data sets with nothing in common, one seed: the same start. A start made of images would be a leak."""
+    starts = []
+    for images in (IMAGES, 7):
+        monkeypatch.chdir(make_place(tmp_path / str(images), images, seed=images))
+        seen = spied(monkeypatch)
+        code, _, err = finetune("--out", "run", "--seed", 5, "--steps", 1)
+        assert code == 0, err
+        starts.append({name: p.numpy().tobytes() for name, p in seen[0][0].items()})
+    assert any(name.endswith("lora_A") for name in starts[0]) and starts[0] == starts[1]
 
 
 # --- stopped, killed, resumed

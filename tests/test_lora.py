@@ -1,4 +1,4 @@
-"""Theorems about the adapters: they start as nothing, stay low-rank, and are the only thing that trains."""
+"""Property tests of the adapters: they start as nothing, stay low-rank, and are the only thing that trains."""
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,14 +1,13 @@
-"""Theorems about pretrain.py: a base that loads, and a run that was interrupted is the run that was not."""
+"""Property tests of pretrain.py: a base that loads, and a run that was interrupted is the run that was not."""
 import pytest
 import torch
 
-import base
 import autoencoder
+import base
 import data
 import pretrain
-import unet
 from conftest import tiny_unet
-from test_data import make_folder
+from helpers import make_folder
 
 
 def settings(tmp_path, **changed):
@@ -30,8 +29,8 @@ def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path):
     """
     base.save(tmp_path / "given.pt", tiny_unet())
     before = base.load(tmp_path / "given.pt").model.state_dict()
-    for name, base in (("on", str(tmp_path / "given.pt")), ("new", "")):
-        pretrain.pretrain(settings(tmp_path, data=drawn, base=base, lr=1e-9, out=str(tmp_path / name)))
+    for name, given in (("on", str(tmp_path / "given.pt")), ("new", "")):
+        pretrain.pretrain(settings(tmp_path, data=drawn, base=given, lr=1e-9, out=str(tmp_path / name)))
     on, new = (base.load(tmp_path / name).model.state_dict() for name in ("on", "new"))
     assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
     assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name])
@@ -67,7 +66,7 @@ def test_an_interrupted_run_leaves_no_base_and_resumes_to_the_same_bytes(tmp_pat
 def test_a_disk_that_is_full_at_the_end_costs_no_step(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
-    monkeypatch.setattr(unet, "save", full)
+    monkeypatch.setattr(base, "save", full)
     with pytest.raises(OSError):
         pretrain.pretrain(settings(tmp_path))
     monkeypatch.undo()
@@ -81,7 +80,8 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monke
     make_folder(tmp_path / "photos")
     how = dict(data=f"folder:{tmp_path / 'photos'}", size=16, crop=8, batch=2)
     pretrain.train_autoencoder(settings(tmp_path, out=str(tmp_path / "autoencoder.pt"), **how))
-    pretrain.UNETS["tiny"] = dict(image_channels=4, channels=8, multipliers=(1, 2), classes=2, patch=1)
+    tiny = dict(image_channels=4, channels=8, multipliers=(1, 2), classes=2, patch=1)
+    monkeypatch.setitem(pretrain.UNETS, "tiny", tiny)
     pretrain.pretrain(settings(tmp_path, unet="tiny", autoencoder=str(tmp_path / "autoencoder.pt"), flip=True,
                                **how))
     alone, bundled = autoencoder.load(tmp_path / "autoencoder.pt"), autoencoder.load(tmp_path / "base.pt")
@@ -95,5 +95,5 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monke
     monkeypatch.setattr(pretrain, "POOL", 8)
     pretrain.pretrain(settings(tmp_path, base=str(tmp_path / "base.pt"), data="smears",
                                out=str(tmp_path / "cells.pt")))
-    on, _ = base.load(tmp_path / "cells.pt")[:2]
+    on = base.load(tmp_path / "cells.pt").model
     assert on.classes == 8 and on.config["names"] == list(data.CELLS)

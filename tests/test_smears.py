@@ -1,4 +1,4 @@
-"""Theorems about the public blood smears: drawn by code, deterministic, and each shows its class."""
+"""Property tests of the public blood smears: drawn by code, deterministic, and each shows its class."""
 import pytest
 import torch
 
