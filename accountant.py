@@ -246,7 +246,7 @@ def read_run(path: str) -> tuple[float, float, int]:
         run, private = (facts["q"], facts["sigma"], facts["steps"]), facts["private"]
         composed_epsilon([run], 1e-5)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a privacy.json ({type(error).__name__}); expected one that "
+        raise ValueError(f"{path} is not a privacy.json ({screen.cause(error)}); expected one that "
                          f"train.py wrote") from None
     if not private:
         raise ValueError(f"{path} is of a run without privacy (--seed or --epsilon inf): no epsilon covers "

@@ -5,10 +5,10 @@ same with in and out exchanged. So any event that can be counted gives
 
     epsilon >= log( (P(E | in) - delta) / P(E | out) )            [Jagielski et al. 2020; Nasr et al. 2021]
 
-  $ python audit.py                       # the step that train.py runs: lower bound 3.77, proven 4.73
+  $ python audit.py                       # the step that train.py runs: lower bound 3.29, proven 4.73
   $ python audit.py --break half-noise    # a step with a fault: the lower bound is above what was "proven"
   $ python audit.py --break all           # eight faults, a line each
-  $ python -m attacks.membership        # a weak attack on real images: who was in the training set?
+  $ python -m attacks.membership          # a weak attack on real images: who was in the training set?
 
 What an audit cannot see: it tries one canary, one direction and one kind of guess, on a model of eight
 weights. A fault that this canary does not touch, a better guess, weak random numbers, lots drawn otherwise in

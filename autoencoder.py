@@ -18,7 +18,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import data
 from machinery import screen
@@ -133,8 +132,7 @@ def to_latents(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
     """
     device = model.scale.device
     z = torch.empty(len(images), *latent_shape(model, images.shape[1:]), device=images.device)
-    bar = tqdm(range(0, len(images), batch), desc="z = E(x)", disable=screen.hide_bar(len(images) > 5_000))
-    for start in bar:
+    for start in screen.bar(range(0, len(images), batch), "z = E(x)", "batch"):
         part = images[start:start + batch]
         full = F.pad(part, (0, 0) * 3 + (0, batch - len(part))).to(device)
         mu, _ = model.encode(as_photographs(model, full))
@@ -149,7 +147,7 @@ def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> T
     What was enlarged for E is shrunk again; grey is the mean of the channels.
     """
     parts = []
-    for part in z.split(batch):
+    for part in screen.bar(z.split(batch), "x = D(z)", "batch"):
         x = model.decode(part / model.scale)
         if x.shape[-1] > shape[-1]:
             x = F.interpolate(x, size=shape[1:], mode="bicubic", antialias=True)
@@ -202,7 +200,7 @@ def load(path: Path) -> Autoencoder:
     try:
         return from_state(torch.load(path, map_location="cpu", weights_only=True)["autoencoder"])
     except Exception as e:
-        raise ValueError(f"{path} holds no autoencoder ({type(e).__name__}); expected a file written by "
+        raise ValueError(f"{path} holds no autoencoder ({screen.cause(e)}); expected a file written by "
                          f"`python pretrain.py autoencoder`, or a base made in its latents") from None
 
 

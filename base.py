@@ -14,7 +14,7 @@ from torch import Tensor
 import autoencoder
 import data
 import unet
-from machinery import checkpoint
+from machinery import checkpoint, screen
 
 SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS),         # these files hold no names
            data.ASSETS.resolve() / "base-clothes.pt": list(data.GARMENTS)}
@@ -60,7 +60,7 @@ def load(path: Path | str) -> Base:
         if coder is not None:
             model.to(memory_format=torch.channels_last)                  # faster for its 48 channels and more
     except Exception as e:
-        raise ValueError(f"{path} is not a base model of this project ({type(e).__name__}); "
+        raise ValueError(f"{path} is not a base model of this project ({screen.cause(e)}); "
                          f"expected a file written by `python pretrain.py`") from None
     return Base(model, coder, fingerprint(model, coder))
 

@@ -6,6 +6,7 @@ drawings/.
 
   $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """
+import difflib
 import functools
 import gzip
 import math
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from machinery import folders
+from machinery import folders, screen
 from machinery.folders import few
+from machinery.pictures import WHITE
 
 ROOT = Path(__file__).parent
 ASSETS = ROOT / "assets"
@@ -92,7 +94,8 @@ def read_celeba(root: Path, split: str) -> tuple[Tensor, Tensor]:
         faces = datasets.CelebA(str(root), split, target_type="identity", transform=crop, download=True)
     except Exception as e:
         raise type(e)(f"{e}; celeba is fetched by gdown: pip install gdown") from None
-    return torch.stack([image for image, _ in faces]), torch.zeros(len(faces), dtype=torch.int64)
+    images = [faces[i][0] for i in screen.bar(range(len(faces)), "reading celeba", "picture")]
+    return torch.stack(images), torch.zeros(len(faces), dtype=torch.int64)
 
 
 def read_cells(root: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -136,11 +139,23 @@ KNOWN = {
 
 def is_name(name: str) -> bool:
     """Whether `load` knows this kind of data set; its files are another question."""
-    return name in KNOWN or name.startswith(("folder:", "npz:"))
+    kind, _, path = name.partition(":")
+    return name in KNOWN or kind in ("folder", "npz") and path != ""
+
+
+def meant(name: str) -> str:
+    """What somebody may have meant by a name that `load` does not know: "; did you mean npz:FILE?", or ""."""
+    if name and Path(name).is_dir():
+        return f"; did you mean folder:{name}?"
+    if Path(name).suffix.lower() == ".npz":
+        return f"; did you mean npz:{name}?"
+    close = difflib.get_close_matches(name.lower(), KNOWN, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def load(name: str, split: str = "train", data_dir: Path | str | None = None, size: int | None = None,
-         classes: Sequence[str] | None = None, channels: int = 3) -> tuple[Tensor, Tensor]:
+         classes: Sequence[str] | None = None, channels: int = 3,
+         white: int = WHITE) -> tuple[Tensor, Tensor]:
     """A data set as uint8 images (N, C, H, W) and labels (N,) int64 (all 0 where there are none).
 
     name:     a key of KNOWN; folder:PATH, one sub-folder a class (no split); or npz:FILE (see folders.py).
@@ -149,25 +164,27 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
               exist are numbered in natural order, which for private images would be private: one may move it
     channels: of a folder: 1 reads its pictures as grey, 3 as colour
+    white:    of both: grey level of white in images of 16 bits
     Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}, expected 'train' or 'test'")
     if name.startswith("folder:"):
-        return folders.load_folder(Path(name.removeprefix("folder:")), size or 32, classes, channels)
+        return folders.load_folder(Path(name.removeprefix("folder:")), size or 32, classes, channels, white)
     if name.startswith("npz:"):
-        return folders.load_npz(Path(name.removeprefix("npz:")), split, size or 32)
+        return folders.load_npz(Path(name.removeprefix("npz:")), split, size or 32, white)
     if name not in KNOWN:
         known = ", ".join(KNOWN)
-        raise ValueError(f"unknown data set {name!r}, expected one of {known}, folder:PATH or npz:FILE")
+        raise ValueError(f"unknown data set {name!r}, expected one of {known}, folder:PATH or npz:FILE"
+                         f"{meant(name)}")
     root = _root(name, data_dir)
     try:
-        return KNOWN[name].read(root, split)
+        with screen.waiting(f"reading {name}", has_bar=True):            # a download has torchvision's bar
+            return KNOWN[name].read(root, split)
     except ValueError:                                                   # our own readers' words
         raise
     except Exception as e:
-        why = f"{type(e).__name__}: {' '.join(str(e).split())}"
-        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({why}); "
+        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({screen.cause(e)}); "
                          f"put its files there or pass --data-dir") from None
 
 

@@ -12,6 +12,7 @@ import math
 from typing import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -99,12 +100,14 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # What floating-point arithmetic does to the proof is settled here. A clipped gradient is rounded towards zero
 # to whole multiples of a fixed unit, so the sum is exact and depends on no order, chunk or number of
 # processes: removing one example removes exactly its own whole numbers from it. Then the noise is added in
-# float64, and the result is rounded to the weights' precision once. A sum rounded before the noise, or noise
-# in float32, would show through a release.                          [Mironov 2012; tests/test_noise.py]
+# float64, the result is rounded to whole multiples of the unit again, and at last to the weights' precision.
+# A sum rounded before the noise, noise in float32, or bits finer than the unit, which a result near 0 has if
+# the sum was 0 and lacks if it was not, would show through a release.   [Mironov 2012; tests/test_noise.py]
 
 SMALLEST_C = 1e-40                                       # gradient units; C above it is exact in float64
 MOST_EXAMPLES = 2**22                                    # in a lot: that many whole numbers fit into int64
 SLACK = 2.0**-30                                         # relative: float64's error in a norm is below it
+WIDTH = 1024                                             # numbers of a gradient that are squared at a time
 
 
 def float64(x: Tensor) -> Tensor:
@@ -116,9 +119,19 @@ def norms(grads: Grads) -> Tensor:
     """(n,) float64: the L2 norm of each example's gradient over ALL trainable tensors jointly.
 
     In float64 no square of a float32 overflows, or underflows to 0 and lets a long gradient pass unclipped.
+    Guarantee: an example's norm is the same to the last bit in any company: all additions are written out
+               here, for torch adds the numbers of a row in an order that depends on how many rows there are
     """
-    each = [torch.linalg.vector_norm(float64(g.flatten(1)), dim=1) for g in grads.values()]
-    return torch.linalg.vector_norm(torch.stack(each), dim=0)
+    rows = [g.flatten(1) for g in grads.values()]
+    width = min(WIDTH, max(row.shape[1] for row in rows))
+    squares = 0
+    for row in rows:
+        for part in row.split(width, dim=1):
+            squares = squares + F.pad(float64(part).square(), (0, width - part.shape[1]))    # (n, width)
+    while squares.shape[1] > 1:                                          # the right half on the left one
+        left, right = squares.split((squares.shape[1] + 1) // 2, dim=1)
+        squares = left + F.pad(right, (0, left.shape[1] - right.shape[1]))
+    return squares[:, 0].sqrt()
 
 
 def unit(C: float) -> float:
@@ -127,7 +140,7 @@ def unit(C: float) -> float:
 
 
 def clip_and_count(grads: Grads, C: float) -> Params:
-    """sum_i g_i min(1, C / ||g_i||), each clipped gradient rounded towards zero, in whole multiples of unit(C).
+    """sum_i g_i min(1, C / ||g_i||), each clipped gradient rounded towards zero to multiples of unit(C).
 
     Shapes:    dict of (n, *shape) -> dict of (*shape), int64 (C = inf: float64, no clipping and no rounding)
     Guarantee: as clip_and_sum; the sum is exact, so it is the same in any order
@@ -174,8 +187,8 @@ def add_noise(total: Params, std: float, normals: Tensor) -> Params:
     """
     sizes = [g.numel() for g in total.values()]
     if not std >= 0 or normals.shape != (sum(sizes),) or normals.dtype != torch.float64:
-        raise ValueError(f"add_noise: std = {std} and normals {normals.dtype} {tuple(normals.shape)}, expected "
-                         f"a number >= 0 and float64 ({sum(sizes)},)")
+        raise ValueError(f"add_noise: std = {std} and normals {normals.dtype} {tuple(normals.shape)}, "
+                         f"expected a number >= 0 and float64 ({sum(sizes)},)")
     noisy = {}
     for (name, g), noise in zip(total.items(), normals.split(sizes)):
         g = float64(g)
@@ -201,6 +214,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     if chunk < 1 or not B > 0 or len(examples[0]) > MOST_EXAMPLES:
         raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, {len(examples[0])} examples, expected "
                          f"at least 1, above 0 and at most {MOST_EXAMPLES}")
+    if sigma and normals is None:
+        raise ValueError(f"private_gradient: sigma = {sigma} without normals, expected Secret.normals")
     whole = torch.int64 if C < math.inf else torch.float64
     total = {name: torch.zeros_like(p, dtype=whole) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
@@ -209,9 +224,10 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
             total[name] = total[name].to(count.device) + count
     summed = {name: value(count, C) for name, count in distributed.sum_over_ranks(total).items()}
     if sigma:
-        summed = add_noise(summed, sigma * C, normals)                   # once, after all chunks and all ranks
+        noisy = add_noise(summed, sigma * C, normals)                    # once, after all chunks and ranks
+        summed = {name: (g / unit(C)).round() * unit(C) for name, g in noisy.items()}
     mean = {name: g / B for name, g in summed.items()}           # not the realised lot size: that is private
-    mean = {name: mean[name].to(p) for name, p in params.items()}        # the one rounding
+    mean = {name: mean[name].to(p) for name, p in params.items()}
     return distributed.of_the_first(mean)                        # all ranks go on with the same bits
 
 

@@ -69,8 +69,9 @@ def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None =
     """mu and S of all real images' features; the floor: the distance of one random half from the other."""
     f = classifiers.features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
-    mu, S = gaussian(f)
-    return dict(mu=mu, S=S, floor=frechet_distance(half, other))
+    with screen.waiting("comparing one half of the real images with the other"):
+        mu, S = gaussian(f)
+        return dict(mu=mu, S=S, floor=frechet_distance(half, other))
 
 
 # -----------------------------------------------------------------------------
@@ -112,7 +113,8 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
             row[kind] = classifiers.recognised_share(net, *test)[0]
     for name, (net, real) in spaces.items():
         seen = classifiers.features(net, images, 100, f"{what}: {name}")
-        row[name] = frechet(*gaussian(seen), real["mu"], real["S"])
+        with screen.waiting(f"{what}: {name}"):
+            row[name] = frechet(*gaussian(seen), real["mu"], real["S"])
     return row
 
 
@@ -134,16 +136,20 @@ LEAST = 6            # real images: one to test on, two halves with a covariance
 
 def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3,
               classes: list[str] | None = None, places: list[int] | None = None,
-              ) -> tuple[Tensor, Tensor, tuple | None]:
+              white: int = folders.WHITE) -> tuple[Tensor, Tensor, tuple | None]:
     """Training images, their labels, (test images, test labels); the last is None where there are no classes.
 
     classes: the names that a folder's labels follow (default: its sub-folders); places: what each label
-             becomes
+             becomes; white: grey level of white in 16 bits
     """
     def read(split: str):
-        images, labels = data.load(name, split, data_dir, size, classes, channels)
-        known = labels >= 0                                              # as in training
-        return class_names.in_places(images[known], labels[known], places)
+        images, labels = data.load(name, split, data_dir, size, classes, channels, white)
+        images, labels = class_names.in_places(images, labels, places, classes)      # as in training
+        known = labels >= 0
+        if not known.all():
+            folders.note(f"{int((~known).sum())} of {screen.count(len(labels), 'image')} have labels below 0 "
+                         f"and count as none")
+        return images[known], labels[known]
 
     images, labels = read("train")
     if len(images) < LEAST:
@@ -171,7 +177,7 @@ class Source:
 
 def read_source(a: argparse.Namespace, device: torch.device) -> Source:
     """The .npz or the run's folder that the command line names. Errors: neither -> ValueError"""
-    if Path(a.source).suffix == ".npz":
+    if Path(a.source).suffix.lower() == ".npz" or Path(a.source).is_file():
         images, labels, names = load_npz(Path(a.source))
         return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
     run = runs.load(a.source, base_path=a.base)
@@ -192,9 +198,15 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
         own = {}
     places, names = own.get("labels"), source.names
     if names and name in data.KNOWN and not places and not source.run:   # an .npz: by name, as in training
-        places = class_names.place(class_names.class_names(name), names, len(names))
+        its = class_names.class_names(name)
+        try:
+            places = class_names.place(its, names, len(names))
+        except ValueError:
+            raise ValueError(f"{a.source} has the classes {folders.few(names)}, and {name} has "
+                             f"{folders.few(its)}: pass --data, the images that it stands for") from None
+    white = a.white or own.get("white") or folders.WHITE
     real, labels, test = load_real(name, a.data_dir, own.get("size") or source.shape[-1], source.shape[0],
-                                   own.get("classes") or names, places)
+                                   own.get("classes") or names, places, white)
     if a.fast:
         few = max(1, len(real) // 3_000)                         # every few-th: files may be sorted by class
         real, labels, test = real[::few], labels[::few], test and tuple(part[::few] for part in test)
@@ -260,7 +272,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     fid_net = None
     if a.inception:
         from support import inception                  # here: it takes as long to import as torch itself
-        fid_net = inception.FIDInception(a.inception, device)
+        with screen.waiting(f"reading {a.inception}"):
+            fid_net = inception.FIDInception(a.inception, device)
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
     labels = source.labels                                               # None: not drawn yet, or none
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
@@ -290,7 +303,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
             rows["real"] |= dict(recognised=share, recognised_by_class=by_class)
         rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
 
-    index, distance = nearest(images[:20], real)
+    with screen.waiting("looking for the closest real images"):
+        index, distance = nearest(images[:20], real)
     picture = torch.cat([images[:20], real[index]])
     near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
     references = fid.get("fid_references", len(real))
@@ -356,8 +370,12 @@ def main() -> None:
                    help="real images for the FID, drawn at random (all; 10,000: 25 minutes of one core)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false",
                    help="leave out the rows public base and real")
-    p.add_argument("--data", default=None, help="the real images (default: the run's own; mnist for an .npz)")
+    p.add_argument("--data", default=None,
+                   help="the real images (default: the run's own; mnist for an .npz): folder:PATH, npz:FILE "
+                        f"or a name: {', '.join(data.KNOWN)}")
     p.add_argument("--data-dir", default=None, help="where their files are (default: assets/ or ./datasets)")
+    p.add_argument("--white", type=int, default=None,
+                   help="grey level of white in real images of 16 bits (default: the run's own, or 65535)")
     p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
     p.add_argument("--base", default=None, help="where the public base is now (default: where the run had it)")
     flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
@@ -366,6 +384,11 @@ def main() -> None:
     p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
     a = p.parse_args()
     with screen.one_line(p.prog, "take fewer images with --n, or --device cpu"):
+        if a.data and not data.is_name(a.data):
+            raise ValueError(f"--data {a.data}: expected one of {', '.join(data.KNOWN)}, folder:PATH or "
+                             f"npz:FILE{data.meant(a.data)}")
+        if a.white is not None and not 1 <= a.white <= folders.WHITE:
+            raise ValueError(f"--white {a.white}: expected a grey level, 1 to {folders.WHITE}")
         for name, least in dict(n=2, references=4, epochs=1, seed=0).items():
             value = getattr(a, name)
             if value is not None and value < least:

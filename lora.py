@@ -6,7 +6,9 @@ W is public and frozen; only A and B (and the class embedding) ever meet private
 
   $ python lora.py            # the default UNet before and after `inject`
 """
+import csv
 import json
+from collections import ChainMap
 from pathlib import Path
 
 import torch
@@ -14,13 +16,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from machinery import checkpoint, kernels
+from machinery import checkpoint, kernels, screen
 
 ATTENTION = ("qkv", "proj")                                      # the paper's targets
 CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
 EMBEDDINGS = ("embed",)  # another: how t and label shift every channel, for next to no time
+# what can be trained: layers that LoRA adapts, by the ends of their names; a new set of layers is a row here
 TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
-WHAT = (*TARGETS, "attention", "full")  # what can be trained; the last two are baselines without LoRA
+WITHOUT_LORA = {"attention": "all weights of the attention", "full": "all weights"}  # the paper's baselines
+WHAT = ChainMap(WITHOUT_LORA, TARGETS)                           # both as one table, with rows added later
 
 
 class LoRALinear(nn.Module):
@@ -165,7 +169,7 @@ def new_classes(model: nn.Module, names: list[str], start: str = "own") -> None:
         row = {name: old[i] for i, name in enumerate(known)} if start == "own" else {}
         rows = [row.get(name, null if start == "null" else mean) for name in names]
     else:
-        wanted = [name.strip() for name in start.split(",")]
+        wanted = [name.strip() for name in next(csv.reader([start], skipinitialspace=True))]
         unknown = [name for name in wanted if name not in known]
         if unknown or len(wanted) != len(names):
             raise ValueError(f"{len(wanted)} public classes ({start}) for {len(names)} private ones, unknown "
@@ -246,7 +250,7 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
         raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with "
                          f"train.py") from None
     except Exception as e:
-        raise ValueError(f"{folder} holds no readable adapter ({type(e).__name__}); train it again") from None
+        raise ValueError(f"{folder} holds no readable adapter ({screen.cause(e)}); train it again") from None
     attach(model, config)
     trainable, _ = split(model)
     state = {name.removeprefix(PREFIX): p for name, p in state.items()}

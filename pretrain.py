@@ -28,11 +28,12 @@ import data
 import ddpm
 import lora
 import unet
-from drawings import clothes, glyphs, smears
+from drawings import clothes, faces, glyphs, smears
 from machinery import checkpoint, devices, flags, screen
 from support.classes import class_names
 
-DRAWN = {"glyphs": glyphs, "clothes": clothes, "smears": smears}     # public images by code: draw() and NAMES
+# public images by code: modules with draw() and NAMES; a new one is a row here
+DRAWN = {"glyphs": glyphs, "clothes": clothes, "smears": smears, "faces": faces}
 POOL = 20_000                # drawings whose latents are made once; pixels are drawn anew at each step
 HELD_OUT = 20                # every 20th public photograph only measures
 SAVE_EVERY = 500             # steps between checkpoints
@@ -54,15 +55,19 @@ CHOICES = {"unet": UNETS, "draws": ddpm.DRAWS}                   # --help and `c
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: str = "glyphs"           # public images: glyphs, clothes, smears (by code), a name or folder:PATH
+    data: str = "glyphs"           # public images: folder:PATH, npz:FILE or a name
+    mix: str = ""                  # more public images, under the null class: a data set's name or folder:PATH
+    share: float = 0.5             # share of --mix among the images of a step
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
+    white: int = 65_535            # grey level of white in 16-bit images; of 12 bits in a 16-bit file: 4095
     unet: str = "small"            # shape of the UNet
     base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
     autoencoder: str = ""          # diffuse in this autoencoder's latents (default: the base's, or pixels)
     draws: str = "paper"           # how t is drawn and weighted, see ddpm.DRAWS
     flip: bool = False             # mirror half of the photographs (an autoencoder's: always), never digits
     crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
+    channels: int = 4              # numbers of an autoencoder's latent at each position
     steps: int = 30_000            # optimiser steps
     batch: int = 128               # images per step
     lr: float = 1e-3               # peak learning rate of Adam (one cycle)
@@ -80,10 +85,18 @@ def check(s: Settings, foreign: tuple = ()) -> None:
                              f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave it out")
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
-                         f"folder:PATH or npz:FILE")
+                         f"folder:PATH or npz:FILE{data.meant(s.data)}")
+    if not 1 <= s.white <= 65_535:
+        raise ValueError(f"--white {s.white}: expected a grey level, 1 to 65535")
     for name, choices in CHOICES.items():
         if getattr(s, name) not in choices:
             raise ValueError(f"--{name} {getattr(s, name)}: expected one of {', '.join(choices)}")
+    if s.mix and not data.is_name(s.mix):
+        raise ValueError(f"--mix {s.mix}: expected one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE")
+    if not 0 < s.share < 1:
+        raise ValueError(f"--share {s.share}: expected a number between 0 and 1")
+    if s.channels < 1:
+        raise ValueError(f"--channels {s.channels}: expected at least 1")
     for name in ("size", "crop"):
         if getattr(s, name) < 8:
             raise ValueError(f"--{name} {getattr(s, name)}: expected a side of at least 8 pixels")
@@ -124,7 +137,7 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete "
                          f"it")
     stop = checkpoint.stop_cleanly()
-    mean, begin = None, time.time()
+    mean, begin, saved = None, time.time(), time.monotonic()
     bar = tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",
                disable=screen.hide_bar())
     for step in bar:
@@ -139,13 +152,16 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if mean is not None:
             screen.tell_a_log(step, s.steps, f"loss={mean:.4f}")
-        if step % SAVE_EVERY == 0 or step == s.steps or stop.is_set():
+        late = time.monotonic() - saved > checkpoint.SECONDS             # a step may take seconds
+        if step % SAVE_EVERY == 0 or step == s.steps or late or stop.is_set():
             checkpoint.save(kept, dict(
                 settings=settings, step=step, model=model.state_dict(), average=average.state_dict(),
                 optimizer=optimizer.state_dict(),
                 schedule=schedule.state_dict(), generator=generator.get_state()))
-        if stop.is_set() and step < s.steps:
+            saved = time.monotonic()
+        if stop.is_set():
             sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
+    screen.answer_signals()
     minutes = (time.time() - begin) / 60
     last = "" if mean is None else f", loss {mean:.4f}"                   # None: all steps were done before
     print(f"{s.steps} steps of {s.batch}, {minutes:.0f} minutes since the start or --resume{last}")
@@ -157,25 +173,33 @@ def pretrain(s: Settings) -> None:
     device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
+    coder = autoencoder.load(Path(s.autoencoder)) if s.autoencoder else None
     if s.base:
-        model, coder, _ = base.load(s.base)
+        model, own_coder, _ = base.load(s.base)
+        coder = coder or own_coder
+        if coder is not None and model.config["image_channels"] != coder.latent_channels:
+            model = for_other_latents(model, coder.latent_channels)
     else:
-        model, coder = unet.UNet(**UNETS[s.unet]), None
-    if s.autoencoder:
-        coder = autoencoder.load(Path(s.autoencoder))
+        shape = dict(UNETS[s.unet])
+        if coder is not None:
+            shape["image_channels"] = coder.latent_channels
+        model = unet.UNet(**shape)
     model.to(device)
     draw, law = None, ddpm.DRAWS[s.draws]
     if s.data in DRAWN:
         draw = DRAWN[s.data].draw
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
     if draw:
-        images, classes = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
+        with screen.waiting(f"drawing {s.data}"):
+            images, classes = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
         draw = draw if coder is None else None
     else:
-        images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels)
+        images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels,
+                                    white=s.white)
     if model.classes is not None:
         names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
-        if s.base and names and len(names) != model.classes:             # other classes: a table of their own
+        own = s.base or s.data in DRAWN
+        if own and names and len(names) != model.classes:                # other classes: a table of their own
             lora.new_classes(model, names)
         model.config["names"] = names
     if coder is not None:
@@ -187,6 +211,8 @@ def pretrain(s: Settings) -> None:
 
     base.fits(model, images if draw else images[0], classes, s.data)     # latents, as the network takes them
 
+    others = mixed_in(s, images, coder) if s.mix else None
+
     def loss(generator):
         if draw:
             x0, labels = draw(s.batch, generator)
@@ -196,6 +222,12 @@ def pretrain(s: Settings) -> None:
             x0, labels = data.to_float(images[side, pick]), classes[pick]
         if model.classes is not None:
             labels[torch.rand(s.batch, generator=generator) < DROP] = model.classes
+        if others is not None:
+            replaced = torch.rand(s.batch, generator=generator) < s.share
+            pick = torch.randint(len(others), (int(replaced.sum()),), generator=generator)
+            x0[replaced] = data.to_float(others[pick])
+            if model.classes is not None:
+                labels[replaced] = model.classes
         t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=law.law)
         with devices.autocast(device):
             return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
@@ -207,16 +239,40 @@ def pretrain(s: Settings) -> None:
     print(f"wrote {out}")
 
 
+def for_other_latents(model: unet.UNet, channels: int) -> unet.UNet:
+    """The same network for latents of another number of channels: its first and last layer start afresh."""
+    new = unet.UNet(**dict(model.config, image_channels=channels))
+    old = model.state_dict()
+    fitting = {name: p for name, p in new.state_dict().items() if p.shape == old[name].shape}
+    new.load_state_dict({name: old[name] for name in fitting}, strict=False)
+    return new
+
+
+def mixed_in(s: Settings, images: Tensor, coder) -> Tensor:
+    """The images of --mix as the network takes them: of the size of `images`, in grey where those are."""
+    from torchvision.transforms import functional        # here: it takes as long to import as torch itself
+    side = s.size if coder is not None else images.shape[-1]
+    others, _ = data.load(s.mix, "train", s.data_dir or None, side, white=s.white)
+    if coder is not None:
+        return autoencoder.to_latents(coder, others).cpu()
+    if images.shape[-3] == 1 and others.shape[1] == 3:
+        return functional.rgb_to_grayscale(others)
+    return others
+
+
 def train_autoencoder(s: Settings) -> None:
     """E and D on random crops of public photographs, then the public scale of z."""
     device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
-    images, _ = data.load(s.data, "train", s.data_dir or None, s.size)
+    images, _ = data.load(s.data, "train", s.data_dir or None, s.size, white=s.white)
     held_out = torch.arange(len(images)) % HELD_OUT == 0
     test, images = images[held_out], images[~held_out]
-    model = autoencoder.load(Path(s.base)) if s.base else autoencoder.Autoencoder(images.shape[1])
-    model.requires_grad_(True).to(device)
+    if s.base:
+        model = autoencoder.load(Path(s.base))
+    else:
+        model = autoencoder.Autoencoder(images.shape[1], latent_channels=s.channels)
+    model.requires_grad_(True).to(device, memory_format=torch.channels_last)
     room = images.shape[-1] - s.crop + 1
     if room < 1 or s.crop % model.f:
         raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' "
@@ -248,10 +304,11 @@ def train_autoencoder(s: Settings) -> None:
 
 
 def main() -> None:
-    argv, stage, foreign = sys.argv[1:], pretrain, ("crop",)
+    argv, stage, foreign = sys.argv[1:], pretrain, ("crop", "channels")
     if argv[:1] == ["autoencoder"]:
-        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "draws", "flip")
-    s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=CHOICES)
+        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "draws", "flip", "mix", "share")
+    named = CHOICES | dict(data=[*DRAWN, *data.KNOWN])           # for --help alone: `check` allows more
+    s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=named)
     with screen.one_line("pretrain.py", "lower --batch"):
         check(s, foreign)
         with checkpoint.alone(Path(s.out + ".in-use")):

@@ -42,7 +42,8 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
         inner, limit = autoencoder.latent_shape(run.coder, run.shape), autoencoder.LIMIT
     if batch is None:
         batch = 128 if device.type == "cpu" else 1000        # 500 is 1.2 times slower on a CPU: its caches
-    with tqdm(total=n, desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar:
+    with (tqdm(total=n, desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar,
+          screen.waiting("sampling", n, has_bar=True, wanted=not quiet) as wait):
         for start in range(0, n, batch):
             size = (min(batch, n - start), *inner)
             part = None if labels is None else labels[start:start + size[0]].to(device)
@@ -52,6 +53,7 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
             x = x.cpu()
             images.append(x.masked_fill(x <= floor, 0))
             bar.update(size[0])
+            wait.done += size[0]
     return torch.cat(images)
 
 
@@ -111,16 +113,16 @@ def check(a: argparse.Namespace, how: Sampling) -> None:
         raise ValueError(f"--floor {a.floor}: expected a grey level, 0 to 255")
     if a.seed is not None and not 0 <= a.seed < 2**32:
         raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
-    if a.out and Path(a.out).suffix != ".png":
-        raise ValueError(f"cannot write {a.out}: expected a name that ends in .png")
-    for path in (a.out, a.npz):
+    for path, ending in ((a.out, ".png"), (a.npz, ".npz")):
         if not path:
             continue
         folder = Path(path).resolve().parent
+        if Path(path).is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder, expected a file, {ending}")
+        if Path(path).suffix.lower() != ending:
+            raise ValueError(f"cannot write {path}: expected a name that ends in {ending}")
         if not folder.is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {folder}")
-        if Path(path).is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder, expected a file")
         checkpoint.try_writing(folder)
 
 
@@ -151,7 +153,7 @@ def draw(a: argparse.Namespace, how: Sampling) -> None:
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
         checkpoint.write_bytes(Path(a.npz), packed.getvalue())
-    print("wrote " + " and ".join(path for path in (a.out, a.npz) if path), f"({a.n} images)")
+    print("wrote " + " and ".join(path for path in (a.out, a.npz) if path), f"({screen.count(a.n, 'image')})")
 
 
 def main() -> None:

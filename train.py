@@ -44,10 +44,11 @@ CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT}  
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Public constants, each a flag. The defaults are MNIST's; other --data: support/recipes.py"""
-    data: str = "mnist"          # private images: a data set's name, folder:PATH or npz:FILE
+    data: str = "mnist"          # private images: folder:PATH, npz:FILE or a name
     data_dir: str = ""           # where their files are (default: assets/ or ./datasets)
     classes: str = ""            # declared names of folder: and npz:, with commas, or their number
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
+    white: int = 65_535          # grey level of white in 16-bit images; of 12 bits in a 16-bit file: 4095
     base: str = "assets/base.pt"     # the public base model
     start: str = "own"           # colour's class rows: own (the base's of that name), mean, null, NAMES
     out: str = "runs/mnist"      # folder of this run
@@ -78,7 +79,8 @@ def check(s: Settings) -> Settings:
     def need(true: bool, name: str, expected: str) -> None:
         if not true:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(s, name)}: expected {expected}")
-    need(data.is_name(s.data), "data", f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE")
+    need(data.is_name(s.data), "data",
+         f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE{data.meant(s.data)}")
     for name, choices in CHOICES.items():
         need(getattr(s, name) in choices, name, f"one of {', '.join(choices)}")
     for name, least in dict(B=1, steps=1, K=1, rank=1, chunk=1, size=8, peek=0).items():
@@ -86,6 +88,10 @@ def check(s: Settings) -> Settings:
     need(s.seed is None or 0 <= s.seed < 2**32, "seed", "0 to 2^32 - 1")
     need(0 < s.lr < math.inf, "lr", "a number above 0")
     need(s.epsilon > 0, "epsilon", "a number above 0, or inf for a run without privacy")
+    need(1 <= s.white <= 65_535, "white", "a grey level, 1 to 65535")
+    if s.N == 0:
+        raise ValueError(f"--data {s.data} has no published size: declare the number of its images with --N, "
+                         f"at least 1 (--N 0 is for data sets that have one)")
     need(s.N >= 1, "N", "the declared number of private images of folder: or npz:, at least 1")
     need(s.B <= s.N, "B", f"at most N = {s.N}: the sampling rate is q = B/N")
     need(s.B <= dpsgd.MOST_EXAMPLES // 4, "B", f"at most {dpsgd.MOST_EXAMPLES // 4}, so that sums are exact")
@@ -133,7 +139,8 @@ def finetune(s: Settings) -> None:
     # the plan: every constant is public and fixed before the first private image is read
     q, sigma = s.B / s.N, 0.0
     if s.epsilon < math.inf:
-        sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, ACCOUNTANTS[s.accountant])
+        with screen.waiting(f"finding the noise by --accountant {s.accountant}"):
+            sigma = accountant.calibrate(s.epsilon, s.delta, q, s.steps, ACCOUNTANTS[s.accountant])
     weights = sum(p.numel() for p in trainable.values())
     if rank == 0:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
@@ -174,7 +181,7 @@ def finetune(s: Settings) -> None:
                 sample.class_strip(run, Path(s.out) / f"peek-{step:05d}.png")
 
     if rank == 0:
-        with average.applied(trainable):                                 # the average is what is published
+        with progress.ending(), average.applied(trainable):              # the average is what is published
             publish(run, sigma, trainable, progress.metrics)
     distributed.stop()
 
@@ -189,7 +196,8 @@ def publish(run: Run, sigma: float, trainable: dict, metrics: list) -> None:
 
 
 def main() -> None:
-    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of, CHOICES)
+    named = CHOICES | dict(data=data.KNOWN)                      # for --help alone: `check` allows more
+    s = flags.parse(Settings, "train.py", __doc__, sys.argv[1:], recipes.of, named)
     with screen.one_line("train.py", "lower --chunk, also with --resume"), distributed.answering():
         s = check(s)
         with checkpoint.alone(Path(s.out) / ".in-use", fresh=not s.resume):

@@ -16,6 +16,7 @@ secret noise.
 import argparse
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -32,14 +33,13 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from support import runs  # noqa: E402
-from machinery import devices  # noqa: E402
+import ddpm  # noqa: E402
 import evaluate  # noqa: E402
 import lora  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
-from machinery import checkpoint  # noqa: E402
-from support import classifiers  # noqa: E402
+from machinery import checkpoint, devices  # noqa: E402
+from support import classifiers, runs  # noqa: E402
 
 WORK = ROOT / "runs" / "ablations"
 # the base point
@@ -146,16 +146,19 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
 
 
 def real_runner(device: torch.device) -> Callable:
-    """run(cell) -> figures; the judge (kept in runs/) and the real images' features are made here, once."""
+    """run(cell) -> figures; the reference classifier (kept in runs/) and the real images' features are made
+    here, once.
+    """
     real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
-    judge = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
-    known = evaluate.reference(judge[:-1], real)
-    classes, shape = judge[-1].out_features, tuple(real.shape[1:])
+    expert = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
+    known = evaluate.reference(expert[:-1], real)
+    classes, shape = expert[-1].out_features, tuple(real.shape[1:])
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} x {torch.get_num_threads()}"
     WORK.mkdir(parents=True, exist_ok=True)
 
     def run(cell: dict) -> dict:
         what, describe, start = cell["train"], lora.describe, time.time()
+        how = ddpm.Sampling(steps=cell["sample_steps"])
 
         def scaled(what: str, rank: int, alpha: float, conditional: bool) -> dict:
             """lora_alpha = 16 at every rank, as in all rows; no class embedding where BARE says so."""
@@ -165,7 +168,7 @@ def real_runner(device: torch.device) -> Callable:
             return found
         with (tempfile.TemporaryDirectory(dir=WORK) as folder,
               mock.patch.object(checkpoint, "stop_cleanly", threading.Event),    # Ctrl-C stops at once
-              mock.patch.multiple(sample, STEPS=cell["sample_steps"]),
+              mock.patch.object(sample, "PICTURES", how),
               mock.patch.object(lora, "describe", scaled)):
             chunk = (64 if what == "full" else 256) * (16 if device.type == "cuda" else 1)       # memory only
             s = train.check(train.Settings(**{c: cell[c] for c in SETTINGS} | OTHERS | dict(
@@ -174,21 +177,22 @@ def real_runner(device: torch.device) -> Callable:
                 train.finetune(s)
             seconds = round(time.time() - start, 1)
             facts = json.loads((Path(folder) / "privacy.json").read_text())
-            model = runs.load(folder).model.to(device)                # which layers: adapter_config.json says
+            trained = runs.load(folder, base_path=s.base)        # which layers: adapter_config.json says
+            trained.model.to(device)
             adapter = torch.load(Path(folder) / "adapter_model.bin", weights_only=True)
             weights = sum(p.numel() for p in adapter.values())
-        steps, asked = cell["sample_steps"], torch.arange(cell["images"]) % classes
+        asked = torch.arange(cell["images"]) % classes
         but_for_epsilon = cell | dict(epsilon=LAPTOP["epsilon"])
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= but_for_epsilon.items():
-            with mock.patch.multiple(sample, STEPS=steps):
-                sample.class_strip(model, shape, None, None, strip(cell))  # the base point
-        images = sample.generate(model, asked, (len(asked), *shape), steps=steps, quiet=True, batch=500,
-                                 generator=torch.Generator(device).manual_seed(cell["seed"]))
+            with mock.patch.object(sample, "PICTURES", how):
+                sample.class_strip(trained, strip(cell))                 # the base point
+        how, same = dataclasses.replace(how, guidance=0.0), torch.Generator(device).manual_seed(cell["seed"])
+        images = sample.generate(trained, asked, len(asked), how, batch=500, generator=same, quiet=True)
         net = classifiers.classifier("CNN", shape, classes).to(device)
         classifiers.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
-        cloud = evaluate.gaussian(classifiers.features(judge[:-1], images))
+        cloud = evaluate.gaussian(classifiers.features(expert[:-1], images))
         return dict(weights=weights, sigma=facts["sigma"], epsilon_rdp=float(facts["epsilon_rdp"]),
-                    recognised=classifiers.recognised_share(judge, images, asked)[0],
+                    recognised=classifiers.recognised_share(expert, images, asked)[0],
                     CNN=classifiers.recognised_share(net, *test)[0],
                     seconds=seconds, device=where, torch=torch.__version__,
                     classifier_FID=evaluate.frechet(*cloud, known["mu"], known["S"]))
@@ -270,7 +274,7 @@ def main() -> None:
     p.add_argument("--scale", choices=tuple(SCALES), default="laptop",
                    help="gpu: B = 4096, K = 4, 300 steps, 10,000 images")
     p.add_argument("--images", type=int, default=None,
-                   help="samples to judge a run by (default: the scale's)")
+                   help="samples to measure a run by (default: the scale's)")
     p.add_argument("--sample-steps", type=int, default=15, help="their DDIM steps")
     p.add_argument("--epochs", type=int, default=20, help="of the CNN on the samples")
     p.add_argument("--minutes", type=float, default=math.inf, help="start no run after this time")

@@ -1,8 +1,7 @@
 """denoising.py -- how well does a run's adapter denoise real test images, t by t?
 
-The cheapest judge of settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real images.
-A small lot that gets the noise of a large one stands in for a long run: `--B 512 --epsilon 490 --accountant
-rdp` has the sigma / B of `--B 4096 --epsilon 10` (train.py refuses so little noise today: docs/tuning.md).
+The cheapest way to compare settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real
+images.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
 """
@@ -15,12 +14,11 @@ from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from support import runs  # noqa: E402
-from machinery import devices  # noqa: E402
 import data  # noqa: E402
 import ddpm  # noqa: E402
-import sample  # noqa: E402
 import unet  # noqa: E402
+from machinery import devices  # noqa: E402
+from support import runs  # noqa: E402
 
 TIMESTEPS = (50, 100, 200, 300, 400)                             # where shape and texture are decided
 
@@ -47,16 +45,17 @@ def main() -> None:
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
     p.add_argument("runs", nargs="+", help="folders written by train.py; of the first, the base is shown too")
     p.add_argument("--n", type=int, default=1024, help="test images")
+    p.add_argument("--data-dir", help="where their files are (default: assets/ or ./datasets)")
     a = p.parse_args()
     try:
         if a.n < 1:
             raise ValueError(f"--n {a.n}: expected at least 1")
         rows = [("base", runs.load(a.runs[0], public=True).model)]
         rows += [(run, runs.load(run).model) for run in a.runs]
-        config = runs.read_config(Path(a.runs[0]))
-        if data.KNOWN.get(config["data"], (0, 3))[1] != 1:
-            raise ValueError(f"{a.runs[0]} is of {config['data']}; expected grey images with a test set")
-        images, labels = data.load(config["data"], "test", config["data_dir"] or None, config["size"])
+        name = runs.read_config(Path(a.runs[0]))["data"]
+        if name not in data.KNOWN or data.KNOWN[name].channels != 1:
+            raise ValueError(f"{a.runs[0]} is of {name}; expected grey images with a test set")
+        images, labels = data.load(name, "test", a.data_dir)
     except (ValueError, OSError) as e:
         p.error(str(e))
     print("loss at t =".ljust(30) + "".join(f"{t:>9}" for t in TIMESTEPS) + "     mean")

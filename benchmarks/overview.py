@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import sample  # noqa: E402
+from support import runs  # noqa: E402
 
 ROWS = 4                                                         # images a class
 SCALE, GAP, HEAD = 2, 24, 44                                     # zoom; pixels: between panels, title
@@ -26,13 +27,12 @@ GREY = [("mnist", "mnist-eps10"), ("fashion-mnist", "fashion-eps10")]    # data 
 COLOUR = [("cells", "cells-eps10")]
 
 
-def drawn(run: Path, public: bool) -> Tensor:
+def drawn(folder: Path, public: bool) -> Tensor:
     """ROWS images of each class, a column a class: (ROWS classes, C, H, W) uint8."""
-    model, coder, config = sample.open_run(run, public)
-    labels = torch.tensor(config["labels"] if coder else range(10)).repeat(ROWS)
-    shape, same_noise = (len(labels), *sample.image_shape(model, config)), torch.Generator().manual_seed(0)
-    return sample.generate(model, labels, shape, guidance=0.5, floor=0 if coder else 8, generator=same_noise,
-                           quiet=True, coder=coder)
+    run, same_noise = runs.load(folder, public), torch.Generator().manual_seed(0)
+    labels = sample.one_of_each(run).repeat(ROWS)
+    floor = 0 if run.coder else 8                                # grey levels: digits lie on black
+    return sample.generate(run, labels, len(labels), floor=floor, generator=same_noise, quiet=True)
 
 
 def real(name: str, data_dir: str | None) -> Tensor:

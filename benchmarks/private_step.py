@@ -1,7 +1,7 @@
 """private_step.py -- one private step as a picture: lot, gradients and clipping by dpsgd.py, two weights.
 
 Every arrow is a result: a lot drawn by chance, one gradient an image, clipped to the circle of radius C,
-summed, noise added once, divided by the declared B.
+summed, noise added once, divided by the declared B. The seed is fixed: the picture stays as it is.
 
   $ python benchmarks/private_step.py                               # docs/private-step.svg
 """
@@ -50,7 +50,7 @@ def main() -> None:
     x = torch.randn(N, 2, generator=g)
     y = x @ torch.tensor([1.2, 0.7]) + 0.3 * torch.randn(N, generator=g)
     w = {"w": torch.zeros(2)}
-    lot = dpsgd.poisson_sample(N, Q, g)
+    lot = dpsgd.poisson_sample(torch.rand(N, dtype=torch.float64, generator=g), Q)
 
     def loss(params, x, y):
         return (x @ params["w"] - y).square() / 2

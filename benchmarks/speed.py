@@ -11,6 +11,7 @@ the rounds. Opacus sees the same adapter through PEFT's modules (its hooks know 
 import argparse
 import contextlib
 import functools
+import itertools
 import platform
 import resource
 import subprocess
@@ -29,9 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import base  # noqa: E402
-from machinery import devices  # noqa: E402
 import accountant  # noqa: E402
+import base  # noqa: E402
 import ddpm  # noqa: E402
 import dpsgd  # noqa: E402
 import lora  # noqa: E402
@@ -39,7 +39,9 @@ import sample  # noqa: E402
 import train  # noqa: E402
 import unet  # noqa: E402
 from drawings import glyphs  # noqa: E402
-from machinery import draws  # noqa: E402
+from machinery import devices, draws  # noqa: E402
+from machinery.secret import Secret, new_key  # noqa: E402
+from support import runs  # noqa: E402
 
 # dense bfloat16 operations a second (NVIDIA's data sheets)
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
@@ -96,9 +98,15 @@ def private_step(losses, trainable, example, chunk: int, by_copies: bool = True,
     """A function that makes one step's private gradient: per-image gradients, clipped, summed, noised."""
     per_sample = (functools.partial(dpsgd.per_sample_grads_by_copies, losses) if by_copies else
                   functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses)))
-    generator = dpsgd.os_generator()
+    fresh = normals_of(trainable)
     return lambda: dpsgd.private_gradient(per_sample, trainable, example, C=C, sigma=sigma, B=len(example[0]),
-                                          generator=generator, chunk=chunk)
+                                          normals=fresh(), chunk=chunk)
+
+
+def normals_of(trainable):
+    """A function that makes the secret normals of one more step, one for each trained weight."""
+    secret, steps, weights = Secret(new_key()), itertools.count(), sum(p.numel() for p in trainable.values())
+    return lambda: secret.normals(next(steps), weights)
 
 
 def opacus_step(device, trainable, example, rank: int, **how):
@@ -107,8 +115,9 @@ def opacus_step(device, trainable, example, rank: int, **how):
     from peft import PeftModel
     with tempfile.TemporaryDirectory() as folder:
         lora.save(Path(folder), trainable, lora.describe("lora", rank, rank, True))
-        theirs = PeftModel.from_pretrained(base.load(ROOT / "assets" / "base.pt").model, folder, is_trainable=True)
-    theirs, generator = GradSampleModule(theirs, strict=False, **how).to(device), dpsgd.os_generator()
+        plain = base.load(ROOT / "assets" / "base.pt").model
+        theirs = PeftModel.from_pretrained(plain, folder, is_trainable=True)
+    theirs, fresh = GradSampleModule(theirs, strict=False, **how).to(device), normals_of(trainable)
 
     def step():
         theirs.zero_grad(set_to_none=True)
@@ -117,7 +126,7 @@ def opacus_step(device, trainable, example, rank: int, **how):
         ddpm.loss(theirs, *example).mean().backward()
         grads = {k: p.grad_sample for k, p in theirs.named_parameters()
                  if getattr(p, "grad_sample", None) is not None}
-        return dpsgd.add_noise(dpsgd.clip_and_sum(grads, 0.01), 0.01, generator)
+        return dpsgd.add_noise(dpsgd.clip_and_sum(grads, 0.01), 0.01, fresh())
     return step
 
 
@@ -227,7 +236,7 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     examples = train.with_draws(images[pick], labels[pick], names, key, 1, model.classes, s)
     per_sample = train.per_image_gradients(model, frozen, s)
     dpsgd.private_gradient(per_sample, trainable, examples, C=0.01, sigma=1.0, B=lot,
-                           generator=dpsgd.os_generator(), chunk=chunk)
+                           normals=normals_of(trainable)(), chunk=chunk)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -286,8 +295,10 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
         say("Opacus', dp-accounting's calibration / calibrate", ">= 5", None, "--no-peers")
     glyphs.draw(10)                                                      # draws the templates, once
     say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
-    model, m = base.load(ROOT / "assets" / "base.pt").model.to(device), min(1000, 4 * n)
-    generate = lambda: sample.generate(model, torch.arange(m) % 10, (m, 1, 28, 28), steps=50, quiet=True)
+    run, m = runs.load(ROOT / "assets" / "mnist-eps10", public=True), min(1000, 4 * n)
+    run.model.to(device)
+    how = ddpm.Sampling(steps=50, guidance=0.0)
+    generate = lambda: sample.generate(run, sample.trained_classes(run, m), m, how, quiet=True)
     say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
     seconds = None
     if train_too:
@@ -333,9 +344,9 @@ def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
                                               by_copies=how["what"].startswith("lora"))
         made[shape, "ordinary"] = ordinary_step(losses, trainable, example, chunk)
     seconds = measure(made, rounds, device)
-    base = (key({}), "private")
+    start = (key({}), "private")
     return [(what, list(change.values())[-1], 1e3 * median(seconds[key(change), "private"]),
-             median(ratios(seconds, (key(change), "private"), base)),
+             median(ratios(seconds, (key(change), "private"), start)),
              median(ratios(seconds, (key(change), "private"), (key(change), "ordinary"))))
             for what, changes in groups.items() for change in changes]
 
@@ -345,10 +356,10 @@ def plot(rows: list[tuple], path: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    base = {"images B": rows[1][1], "rank": 16, "image side": 28, "channels": 32}
+    point = {"images B": rows[1][1], "rank": 16, "image side": 28, "channels": 32}
     figure, axes = plt.subplots(figsize=(6, 4))
     for what in dict.fromkeys(row[0] for row in rows if row[0] != "trained"):
-        points = [(value / base.get(what, 1), times) for name, value, _, times, _ in rows if name == what]
+        points = [(value / point.get(what, 1), times) for name, value, _, times, _ in rows if name == what]
         axes.loglog(*zip(*points), "o-", label=what)
     axes.loglog((1 / 4, 16), (1 / 4, 16), "k:", label="proportional")
     axes.set(xlabel="times the base point's value", ylabel="times the base point's ms",

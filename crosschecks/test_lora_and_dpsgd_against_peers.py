@@ -9,12 +9,11 @@ from opacus.grad_sample import GradSampleModule
 from peft import PeftModel
 from torch.func import functional_call
 
-from support import runs
 import ddpm
 import dpsgd
 import lora
-import sample
 from conftest import ROOT
+from support import runs
 
 path = Path(__file__).parent.parent / "tests" / "conftest.py"
 spec = importlib.util.spec_from_file_location("helpers", path)
@@ -43,7 +42,7 @@ def test_peft_reads_our_adapter_and_computes_the_same(saved):
 def test_peft_reads_the_adapter_of_latents_that_ships():
     """On the public base with the private classes' own table, as sample.py makes it."""
     folder = ROOT / "assets" / "cells-eps10"
-    ours, _, _ = sample.open_run(folder)
+    ours = runs.load(folder).model
     theirs = PeftModel.from_pretrained(runs.load(folder, public=True).model, str(folder))
     z, t, labels = torch.randn(4, 4, 16, 16), torch.tensor([1, 300, 600, 999]), torch.tensor([0, 3, 7, 8])
     torch.testing.assert_close(theirs(z, t, labels), ours(z, t, labels), atol=1e-4, rtol=1e-3)

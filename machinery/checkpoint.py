@@ -174,10 +174,12 @@ def load(path: Path, settings: dict) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
     except FileNotFoundError:
-        raise ValueError(f"nothing to resume: {path} does not exist (a finished run deletes its "
-                         f"checkpoint)") from None
+        why = "no step was saved there: check --out, or start without --resume"
+        if path.with_name("privacy.json").exists():
+            why = "a finished run deletes its checkpoint"
+        raise ValueError(f"nothing to resume: {path} does not exist ({why})") from None
     except Exception as e:
-        raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); nothing was "
+        raise ValueError(f"{path} is not a checkpoint of this program ({screen.cause(e)}); nothing was "
                          f"changed") from None
     compared = sorted((before.keys() | settings.keys()) - set(FREE))
     changed = []
@@ -199,6 +201,21 @@ def shred(path: Path) -> None:
         f.flush()
         os.fsync(f.fileno())
     path.unlink()
+
+
+def finish_shredding(path: Path) -> None:
+    """Remove a checkpoint that `shred` had begun to overwrite when its process was killed.
+
+    Errors: it was so, hence there is nothing to resume -> ValueError
+    """
+    if not path.is_file() or not path.with_name("privacy.json").is_file():
+        return
+    with open(path, "rb") as f:
+        overwritten = f.read(1) == b"\0"                                 # what `save` writes begins with PK
+    if overwritten:
+        if distributed.first():
+            shred(path)
+        raise ValueError(f"nothing to resume: the run is finished; what was left of {path} is removed now")
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -240,8 +257,7 @@ class Progress:
         self.trainable, self.average = trainable, average
         self.optimizer, self.key = optimizer, key
         self.done, self.metrics = 0, []                          # steps; of each: its number, epsilon, order
-        self.saved = time.monotonic()
-        self.stop = stop_cleanly() if distributed.ranks() == 1 else threading.Event()
+        self.saved, self.stop = time.monotonic(), threading.Event()
 
     def begin(self, resume: bool) -> None:
         """An empty folder; or everything taken back as it was, in place."""
@@ -249,7 +265,9 @@ class Progress:
             if distributed.rank() == 0:
                 prepare_folder(self.folder)
             return
+        finish_shredding(self.folder / "checkpoint.pt")
         state = load(self.folder / "checkpoint.pt", self.settings)
+        distributed.agree(dict(checkpoint=fingerprint(state["key"], *state["trainable"].values())))
         with torch.no_grad():
             for name, p in self.trainable.items():
                 p.copy_(state["trainable"][name])
@@ -260,15 +278,29 @@ class Progress:
 
     def steps(self, total: int) -> Iterator[int]:
         """The numbers of the steps that are still to be done. After Ctrl-C the step under way is the last."""
+        if distributed.ranks() == 1:
+            self.stop = stop_cleanly()
         for step in range(self.done + 1, total + 1):
             yield step
-            if self.stop.is_set() and step < total:
+            if self.stop.is_set():
                 sys.exit(f"stopped after step {step} of {total}, epsilon spent so far "
                          f"{self.metrics[-1][1]:.4f}; go on with --resume")
+        if distributed.ranks() == 1:
+            screen.answer_signals()
+
+    @contextlib.contextmanager
+    def ending(self):
+        """Inside the `with` the run's files are written, after its last step. Ctrl-C ends that at once."""
+        try:
+            with screen.waiting(f"writing the files of {self.folder}, samples.png among them,"):
+                yield
+        except KeyboardInterrupt:
+            sys.exit(f"stopped while the files of {self.folder} were written: all {len(self.metrics)} steps "
+                     f"are done and in its checkpoint; --resume finishes it")
 
     def record(self, step: int, total: int, epsilon: float, order: float, save: bool = False) -> None:
         """Enter a step that ran into the ledger, with the epsilon spent so far; a checkpoint when it is due:
-        asked for, every SAVE_EVERY steps, a minute after the last one, at the end and after Ctrl-C.
+        asked for, every SAVE_EVERY steps, a minute after the last one, at the end, after Ctrl-C and its like.
         """
         self.metrics.append([step, epsilon, order])
         if distributed.rank() != 0:
@@ -288,13 +320,17 @@ class Progress:
 
 
 def stop_cleanly() -> threading.Event:
-    """An event that the first Ctrl-C sets: the step under way is finished and saved. The second one kills."""
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets: the step under way is finished and saved.
+
+    A second Ctrl-C kills. A second SIGTERM or SIGHUP does not: a terminal that closes may send two.
+    """
     event = threading.Event()
 
-    def on_interrupt(*_):
+    def on_signal(*_):
         event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGINT, on_interrupt)
+    for number in screen.signals():
+        signal.signal(number, on_signal)
     return event
 
 

@@ -51,13 +51,17 @@ def parse(settings: type, program: str, doc: str, argv: list[str], recipe: Calla
           choices: dict | None = None):
     """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2.
 
-    recipe: the defaults that follow from --data, data's name -> {field: value}; choices: see `add`
+    recipe: the defaults that follow from --data and --N, (data's name, N or 0) -> {field: value}
+    choices: see `add`
     """
     parser, defaults = screen.Parser(doc, program), {}
     if recipe is not None:
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         first.add_argument("--data", nargs="?", default=settings.data)
-        defaults = recipe(first.parse_known_args(argv)[0].data or settings.data)
+        first.add_argument("--N", nargs="?")
+        typed = first.parse_known_args(argv)[0]
+        N = int(typed.N) if typed.N and typed.N.isdecimal() else 0
+        defaults = recipe(typed.data or settings.data, N)
     add(parser, settings, defaults, choices)
     return take(parser.parse_args(argv), settings)
 

@@ -6,18 +6,25 @@ A picture is what a viewer shows of it, and what cannot be read is refused by na
 """
 import hashlib
 import io
+import os
 import re
 import sys
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from machinery import screen
+from machinery import pictures, screen
+from machinery.pictures import WHITE
+
+SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+          "__pycache__")     # folders that computers make and nobody means
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 # -----------------------------------------------------------------------------
 # 1. a folder of pictures
@@ -29,13 +36,21 @@ def natural(name: str) -> list:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def subfolders(path: Path) -> list[str]:
-    """The classes of PATH/class/image.png, in natural order; hidden folders (.ipynb_checkpoints) are none."""
+def hidden(name: str) -> bool:
+    """Whether a file or folder is a computer's own: .DS_Store, ._1.png, __MACOSX."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
+    """The classes of PATH/class/image.png, in natural order; hidden folders are none, unless declared."""
+    path = Path(path)
     try:
-        found = [p.name for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
+        found = [p.name for p in path.iterdir() if p.is_dir()]
     except OSError as e:
-        raise ValueError(f"folder:{path}: {e.strerror}; expected PATH/class/image.png") from None
-    return sorted(found, key=natural)
+        cure = {".npz": f"; did you mean npz:{path}?", ".zip": "; unpack it first"} if path.is_file() else {}
+        raise ValueError(f"folder:{path}: {e.strerror}; expected PATH/class/image.png"
+                         f"{cure.get(path.suffix.lower(), '')}") from None
+    return sorted((name for name in found if name in declared or not hidden(name)), key=natural)
 
 
 def note(text: str) -> None:
@@ -43,90 +58,131 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def few(names: list) -> str:
+def few(names: Sequence) -> str:
     """At most five names, and how many more."""
+    names = list(names)
     return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def load_folder(path: Path, size: int, classes: Sequence[str] | None = None,
-                channels: int = 3) -> tuple[Tensor, Tensor]:
-    """PATH/class/image.png (and sub-folders of class) -> (N, channels, size, size), (N,).
+class Found(NamedTuple):
+    """The files of a folder with classes."""
+    pictures: list[tuple[Path, int]]     # with their labels
+    left_out: dict[str, list[Path]]      # why -> which
 
-    Files that Pillow has no reader for are named on the screen, and so are files with the same bytes: two
-    copies of an image are two images of the guarantee.
-    Errors: a sub-folder not among `classes`, no picture, an unreadable one -> ValueError that names it
+
+def find(path: Path, classes: Sequence[str] | None) -> Found:
+    """Every file of PATH/class and of its sub-folders, each class in natural order.
+
+    Errors: a sub-folder that is no class, or cannot be looked into, or no picture -> ValueError
     """
     from PIL import Image
     known = [end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN]   # ".png", ..
-    there = subfolders(path)
-    unknown = [name for name in there if classes is not None and name not in classes]
-    if unknown:
-        raise ValueError(f"folder:{path} has the sub-folders {few(unknown)}; expected only the declared "
-                         f"classes {few(list(classes))}: rename them or declare all with --classes")
-    images, labels, passed_over, first, twice = [], [], [], {}, []
+
+    def refuse(e: OSError):
+        raise ValueError(f"{e.filename} cannot be read ({screen.cause(e)}); expected a folder of pictures")
+    there = subfolders(path, classes or ())
+    check_classes(path, there, classes)
+    found, others, own, links = [], [], [], []
     for number, name in enumerate(there):
-        label = number if classes is None else list(classes).index(name)
-        for file in sorted((path / name).rglob("*"), key=lambda f: natural(str(f))):
-            if not file.is_file() or any(part.startswith(".") for part in file.relative_to(path).parts):
+        label, files = number if classes is None else list(classes).index(name), []
+        for here, folders, names in os.walk(path / name, onerror=refuse):
+            own += [Path(here, f) for f in folders if hidden(f)]
+            folders[:] = [f for f in folders if not hidden(f)]
+            links += [Path(here, f) for f in folders if Path(here, f).is_symlink()]
+            files += [Path(here, f) for f in names]
+        for file in sorted(files, key=lambda f: natural(str(f))):
+            usable = file.is_file() or not file.exists()                 # a link to nothing is refused later
+            if hidden(file.name):
+                own += [file] if file.suffix.lower() in known else []
+            elif usable and file.suffix.lower() in known:
+                found.append((file, label))
+            else:
+                others.append(file)
+    loose = [f for f in path.iterdir() if f.suffix.lower() in known and f.is_file() and not hidden(f.name)]
+    if not found and loose:
+        raise ValueError(f"folder:{path} has {screen.count(len(loose), 'picture')} directly in it, none in a "
+                         f"sub-folder; expected PATH/class/image.png. If all are of one class, move them "
+                         f"into {path}/image and declare --classes image")
+    if not found:
+        raise ValueError(f"folder:{path}: no picture found; expected PATH/class/image.png")
+    return Found(found, {"no picture that can be read here": others, "hidden or made by a computer": own,
+                         "a link to a folder": links, "a picture in no class's folder": loose})
+
+
+def check_classes(path: Path, there: list[str], classes: Sequence[str] | None) -> None:
+    """Refuse sub-folders that are no declared class, or that are the train and test of a data set."""
+    declared = set(classes or ())
+    unknown = [name for name in there if name not in declared]
+    if classes is None and any(name.lower() not in SPLITS for name in there):
+        return
+    deeper = [name for name in unknown if (inside := subfolders(path / name))
+              and (name.lower() in SPLITS or declared & set(inside))]
+    if deeper:
+        meant = next((name for name in deeper if name.lower().startswith("train")), deeper[0])
+        raise ValueError(f"folder:{path} has the sub-folders {few(there)}, which have sub-folders; expected "
+                         f"PATH/class/image.png: did you mean folder:{path / meant}?")
+    if unknown and classes is not None:
+        number = str(len(classes))
+        hint = f"; declare a class that is called {number} as '\"{number}\"'" if number in unknown else ""
+        raise ValueError(f"folder:{path} has the sub-folders {few(unknown)}; expected only the declared "
+                         f"classes {few(classes)}: rename them or declare all with --classes{hint}")
+
+
+def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, channels: int = 3,
+                white: int = WHITE) -> tuple[Tensor, Tensor]:
+    """PATH/class/image.png (and sub-folders of class) -> (N, channels, size, size), (N,).
+
+    white: grey level of white in pictures of 16 bits. What is left out is named on the screen, and so are
+    files with the same bytes: two copies of an image are two images of the guarantee.
+    Errors: a sub-folder not among `classes`, no picture, unreadable ones -> ValueError that names them
+    """
+    found, left_out = find(Path(path), classes)
+    images, labels, first, twice, refused, doubts, levels = [], [], {}, [], [], [], []
+    with warnings.catch_warnings(record=True) as said:                   # Pillow's, which name no file
+        warnings.simplefilter("always")
+        for file, label in screen.bar(found, "reading pictures", "picture"):
+            said.clear()
+            try:
+                image, level = pictures.read(file, channels, white)
+            except pictures.Refused as e:
+                refused.append(e)
+                if len(refused) == pictures.MOST:
+                    break
                 continue
-            if file.suffix.lower() not in known:
-                passed_over.append(file)
-                continue
-            raw = file.read_bytes()
-            same = first.setdefault(hashlib.sha256(raw).digest(), file)
+            same = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), file)
             if same is not file:
                 twice.append(f"{file} = {same}")
-            images.append(picture(file, size, channels))
+            if said:
+                doubts.append(f"{file} ({' '.join(str(said[0].message).split())})")
+            if level is not None:
+                levels.append(level)
+            images.append(pictures.fit(image, size))
             labels.append(label)
-    if passed_over:
-        note(f"{len(passed_over)} files are left out, no pictures that can be read here: {few(passed_over)}")
+    for why, files in left_out.items():
+        if files:
+            note(f"left out ({why}): {few(files)}")
     if twice:
         note(f"exact copies of other files, {len(twice)} of them, each counts as an image: {few(twice)}")
-    if not images:
-        raise ValueError(f"folder:{path}: no picture found; expected PATH/class/image.png")
+    if doubts:
+        note(f"read with a warning: {few(doubts)}")
+    if refused:
+        raise pictures.all_refused(refused)
+    tell_levels(levels, white)
     return torch.stack(images), torch.tensor(labels)
 
 
-class Coloured(ValueError):
-    """A picture in colour where the base is grey: readable, but not what was asked for."""
+def tell_levels(levels: list[int], white: int) -> None:
+    """Say on the screen when the declared white does not seem to be that of these images of 16 bits.
 
-
-def picture(file: Path, size: int, channels: int = 3) -> Tensor:
-    """One picture as a viewer shows it: uint8 (channels, size, size), shorter side resized, centre cropped.
-
-    Turned as its EXIF says, 16 bits scaled to 8, transparency laid on white.
-    Errors: not readable, an animation, a depth without a known white, colours where grey is expected ->
-            ValueError that names the file
+    levels: the brightest of each. White itself is never taken from them: a single image could move it
     """
-    from PIL import Image, ImageOps
-    from torchvision.transforms import functional
-    try:
-        with Image.open(file) as opened:
-            if getattr(opened, "n_frames", 1) > 1:
-                raise ValueError(f"{opened.n_frames} frames, expected one")
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-        if image.mode.startswith("I;16") or image.mode == "I":           # grey of 16 bits: 65535 is white
-            deep = np.asarray(image).astype(np.int64)
-            if deep.min() < 0 or deep.max() > 65_535:
-                raise ValueError("grey levels outside 0 to 65535")
-            image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("floating-point grey levels, whose white is unknown; save it with 8 or 16 bits")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        colour = np.asarray(image.convert("RGB")).astype(np.int16)
-        if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ a little
-            raise Coloured(f"{file} is in colour, 3 channels; expected grey, 1 channel, as the base has: use "
-                           f"a base of colour")
-        image = image.convert("L" if channels == 1 else "RGB")
-    except Coloured:
-        raise
-    except Exception as e:
-        raise ValueError(f"{file} is not a readable image ({type(e).__name__}: {' '.join(str(e).split())}); "
-                         f"remove or replace it") from None
-    return functional.pil_to_tensor(functional.center_crop(functional.resize(image, size), [size, size]))
+    above, images = sum(level > white for level in levels), screen.count(len(levels), "image")
+    if above:
+        note(f"{above} of {images} of 16 bits have levels above --white {white}, which become white")
+    elif levels and 4 * max(levels) <= white:
+        bits = max(8, max(levels).bit_length())
+        note(f"the brightest level of {images} of 16 bits is {max(levels):,}, and white is {white:,}: all "
+             f"will be dark. If their device writes {bits} bits, say --white {2**bits - 1}")
 
 
 def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -139,7 +195,7 @@ def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Te
     try:
         with zipfile.ZipFile(path) as archive:
             inside = [name for name in archive.namelist() if name.startswith(split + "/")]
-            for name in sorted(inside):
+            for name in screen.bar(sorted(inside), f"reading {Path(path).name}", "picture"):
                 with Image.open(io.BytesIO(archive.read(name))) as image:
                     images.append(np.asarray(image.convert("RGB")))
                 labels.append(classes.index(name.split("/")[1]))
@@ -147,54 +203,82 @@ def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Te
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; expected the file that ships with this repository") from None
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{path} is truncated or another file ({type(e).__name__}: {e}); fetch it "
-                         f"again") from None
+        raise ValueError(f"{path} is truncated or another file ({screen.cause(e)}); fetch it again") from None
 
 
 # -----------------------------------------------------------------------------
 # 2. arrays in a file
 
 
-def npz_arrays(path: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray | None]:
+def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np.ndarray, np.ndarray | None]:
     """(images uint8 (N, C, H, W), labels int64 (N,) or None) of one of these kinds of .npz file:
 
     images, labels: as sample.py writes them, (N, C, H, W)
     train_images, train_labels, test_images, ..: MedMNIST, (N, H, W) or (N, H, W, 3), labels (N, 1)
     arr_0, arr_1: guided-diffusion, (N, H, W, C)
+    white: grey level of white in images of 16 bits, uint16
     Errors: anything else -> ValueError that says what was found and what was expected
     """
     expected = "expected `images` and `labels` (sample.py), `train_images` .. (MedMNIST) or `arr_0`"
     try:
-        with np.load(path, allow_pickle=False) as f:
+        f = np.load(path, allow_pickle=False)
+        if isinstance(f, np.ndarray):
+            raise ValueError("it is one array, .npy; save it with np.savez(FILE, arr_0=images, arr_1=labels)")
+        with screen.waiting(f"reading {path}"), f:
             kinds = [(f"{split}_images", f"{split}_labels"), ("images", "labels"), ("arr_0", "arr_1")]
             names = list(f.files)
             pair = next((pair for pair in kinds if pair[0] in names), None)
             images = f[pair[0]] if pair else None
             labels = f[pair[1]] if pair and pair[1] in names else None
     except OSError as e:
-        why = e.strerror or type(e).__name__
-        raise ValueError(f"{path} is missing or unreadable ({why}); {expected}") from None
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{path} has no readable arrays ({type(e).__name__}); {expected}") from None
+        meant = f"; did you mean folder:{path}?" if Path(path).is_dir() else ""
+        raise ValueError(f"{path} is missing or unreadable ({screen.cause(e)}); {expected}{meant}") from None
+    except Exception as e:
+        why = screen.cause(e)
+        if "Object arrays" in why:
+            why = "they hold objects, as a list of pictures of several sizes does; use one size and np.stack"
+        elif "allow_pickle" in why:
+            why = "it is another kind of file"
+        raise ValueError(f"{path} has no readable arrays ({why}); {expected}") from None
     if pair is None:
         raise ValueError(f"{path} has the arrays {few(names)}; {expected}")
-    shape, wrong = images.shape, images.dtype != np.uint8
+    shape = images.shape
     if pair[0] != "images" and images.ndim == 3:
         images = images[:, None]                                         # (N, H, W) -> (N, 1, H, W)
     elif pair[0] != "images" and images.ndim == 4:
         images = images.transpose(0, 3, 1, 2)                            # (N, H, W, C) -> (N, C, H, W)
-    if wrong or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        last = images.ndim == 4 and shape[3] in (1, 3) and pair[0] == "images"
-        hint = "; channels come first: save images.transpose(0, 3, 1, 2)" if last else ""
+    good = images.dtype.kind == "u" and images.dtype.itemsize <= 2
+    if not good or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        hints = {"f": "if white is 1: save (255 * images).round().astype(np.uint8)",
+                 "b": "save 255 * images.astype(np.uint8)",
+                 "i": "if white is 255: save images.astype(np.uint8); with more levels np.uint16 and --white"}
+        hint = hints.get("i" if images.dtype.kind == "u" else images.dtype.kind, "") if not good else ""
+        if len(shape) == 4 and shape[3] in (1, 3) and pair[0] == "images":
+            hint = "channels come first: save images.transpose(0, 3, 1, 2)"
         right = "(n, C, H, W)" if pair[0] == "images" else "(n, H, W) or (n, H, W, C)"
         raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, "
-                         f"expected uint8 {right}, C = 1 or 3{hint}")
-    if labels is not None and labels.shape == (len(images), 1):
+                         f"expected uint8 {right}, C = 1 or 3{'; ' * bool(hint)}{hint}")
+    if images.dtype.itemsize == 2:
+        tell_levels([int(image.max()) for image in images], white)
+        images = np.concatenate([pictures.eight_bits(images[i:i + 1000], white)
+                                 for i in range(0, len(images), 1000)])
+    return np.ascontiguousarray(images), None if labels is None else whole_labels(path, labels, len(images))
+
+
+def whole_labels(path: Path, labels: np.ndarray, images: int) -> np.ndarray:
+    """Labels as int64 (N,), of (N,) or (N, 1). Errors: anything else -> ValueError that says what to do"""
+    if labels.shape == (images, 1):
         labels = labels[:, 0]
-    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: labels are {labels.dtype} {labels.shape}, expected integers "
-                         f"({len(images)},)")
-    return np.ascontiguousarray(images), None if labels is None else labels.astype(np.int64)
+    if labels.shape == (images,) and labels.dtype.kind in "iu":
+        return labels.astype(np.int64)
+    hint = ""
+    if labels.ndim == 2 and len(labels) == images:
+        hint = "; if each row marks one class (one-hot), save labels.argmax(1)"
+    elif labels.shape == (images,) and labels.dtype.kind in "fb":
+        hint = "; save labels.astype(np.int64)"
+    elif labels.shape == (images,):
+        hint = "; for names save np.unique(labels, return_inverse=True)[1], their places in the alphabet"
+    raise ValueError(f"{path}: labels are {labels.dtype} {labels.shape}, expected integers ({images},){hint}")
 
 
 def arrays_of(name: str) -> list[str]:
@@ -203,20 +287,24 @@ def arrays_of(name: str) -> list[str]:
         return list(f.files)
 
 
-def load_npz(path: Path, split: str, size: int) -> tuple[Tensor, Tensor]:
+def load_npz(path: Path, split: str, size: int, white: int = WHITE) -> tuple[Tensor, Tensor]:
     """npz_arrays as tensors, resized and centre-cropped to size x size like a folder's pictures."""
     from torchvision.transforms import InterpolationMode, functional
-    images, labels = npz_arrays(path, split)
+    images, labels = npz_arrays(path, split, white)
     x = torch.from_numpy(images)
     if x.shape[-2:] != (size, size):
         how = dict(interpolation=InterpolationMode.BILINEAR, antialias=True)
-        small = [functional.resize(part, size, **how) for part in x.split(1000)]
+        small = [functional.resize(part, size, **how)
+                 for part in screen.bar(x.split(1000), f"resizing {Path(path).name}", "thousand")]
         x = torch.cat([functional.center_crop(part, [size, size]) for part in small])
-    return x, torch.zeros(len(x), dtype=torch.int64) if labels is None else torch.from_numpy(labels)
+    if labels is None:
+        note(f"{path} has no labels: all its images are of the first class")
+        return x, torch.zeros(len(x), dtype=torch.int64)
+    return x, torch.from_numpy(labels)
 
 
 if __name__ == "__main__":
     here = Path((sys.argv + ["."])[1])
     with screen.one_line("folders.py", "close other programs"):
         for name in subfolders(here):
-            print(f"{name}: {sum(1 for _ in (here / name).rglob('*.*'))} files")
+            print(f"{name}: {screen.count(sum(1 for _ in (here / name).rglob('*.*')), 'file')}")

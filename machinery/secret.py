@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 KEY_BYTES = 32
-REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the longest normal, in standard deviations
+REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the longest pair of normals, in standard deviations
 
 
 def new_key(seed: int | None = None) -> bytes:
@@ -38,11 +38,13 @@ class Secret(NamedTuple):
     def words(self, purpose: str, step: int, n: int) -> np.ndarray:
         """(n,) uint64, independent and uniform for whoever does not know the key.
 
-        Errors: a purpose of more than 16 bytes, a step outside 0 to 2^64 - 1 -> ValueError
+        Errors: another key than one of 32 bytes, a purpose of more than 16, a step outside 0 to 2^64 - 1
+                -> ValueError
         """
         name = purpose.encode().ljust(16, b"\0")                         # fixed lengths: no two uses collide
-        if len(name) != 16 or not 0 <= step < 2**64:
-            raise ValueError(f"secret: purpose {purpose!r}, step {step}, expected 16 bytes and 0 to 2^64 - 1")
+        if len(self.key) != KEY_BYTES or len(name) != 16 or not 0 <= step < 2**64:
+            raise ValueError(f"secret: a key of {len(self.key)} bytes, purpose {purpose!r}, step {step}, "
+                             f"expected {KEY_BYTES} bytes, at most 16 bytes and 0 to 2^64 - 1")
         stream = hashlib.shake_256(self.key + name + step.to_bytes(8, "little"))
         return np.frombuffer(stream.digest(8 * n), "<u8")
 
@@ -51,26 +53,26 @@ class Secret(NamedTuple):
         return torch.from_numpy((self.words("coins", step, n) >> np.uint64(11)) * 2.0**-53)
 
     def normals(self, step: int, n: int) -> Tensor:
-        """(n,) float64 of N(0, 1); the longest is REACH.                                    [Box & Muller 1958]
+        """(n,) float64 of N(0, 1), none longer than REACH.                            [Box & Muller 1958]
 
             sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
         """
         high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1).astype(np.float64)
-        u = (high + (low + 0.5) * 2.0**-64) * 2.0**-64                   # in (0, 1]
+        u = (high + (low + 1) * 2.0**-64) * 2.0**-64                     # in [2^-128, 1]
         radius, angle = np.sqrt(-2 * np.log(u)), 2 * math.pi * 2.0**-64 * v
         return torch.from_numpy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n])
 
 
-def tail(q: float, sigma: float, steps: int, images: int = 1) -> float:
-    """What a normal of at most REACH adds to delta: the probability that a release lies where only the noise
-    of an infinitely long normal could have brought it without the image (a person's `images` of them).
+def tail(epsilon: float, steps: int, weights: int) -> float:
+    """What is added to delta because a pair of normals is never longer than REACH.
 
-    The sum moves by at most `images` / sigma standard deviations, in a step with probability q * images or less.
-    Example: q=.0085, sigma=0.45, 110 steps -> 1e-27, and delta is 1e-5
+    A pair of unbounded ones is longer with probability 2^-128, and a run has steps * weights / 2 pairs. So
+    the probability of any event differs by that share at most, with the image and without it; the latter
+    counts e^epsilon times.
+    Example: epsilon=10, 110 steps, 25,280 weights -> 9e-29, and delta is 1e-5
     """
-    if sigma == 0:
-        return 1.0
-    return min(1.0, steps * q * images * math.exp(-max(REACH - images / sigma, 0.0)**2 / 2))
+    pairs = steps * math.ceil(weights / 2)
+    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * pairs * math.exp(-REACH**2 / 2))
 
 
 if __name__ == "__main__":

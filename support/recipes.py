@@ -7,22 +7,28 @@ A recipe is a public choice, made before the private images are read; a flag tha
 import data
 
 PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
-MANY = dict(delta=1e-6)      # from 100,000 images on: delta has to be below 1/N; the paper's for CelebA
+B = 512                      # train.py's own expected batch size, images
 
 
-def of(name: str) -> dict:
-    """Field of train.Settings -> its value for the data set `name`, where it is not the default."""
-    kind = name.split(":")[0]
+def of(name: str, N: int = 0) -> dict:
+    """Field of train.Settings -> its value for the data set `name`, where it is not the default.
+
+    N: the number of images that is declared, 0: the data set's published one
+    """
+    kind, settings = name.split(":")[0], {}
     if kind in ("folder", "npz"):
-        return dict(PHOTOS, out=f"runs/{kind}")
-    if kind not in data.KNOWN or kind == "mnist":
-        return {}
-    known = data.KNOWN[kind]
-    settings = dict(PHOTOS if known.channels == 3 else {}, out=f"runs/{kind}")
-    if known.N >= 100_000:
-        settings |= MANY
-    if known.base:
-        settings["base"] = known.base
+        settings = dict(PHOTOS, out=f"runs/{kind}")
+    elif kind in data.KNOWN and kind != "mnist":
+        known = data.KNOWN[kind]
+        settings = dict(PHOTOS if known.channels == 3 else {}, out=f"runs/{kind}")
+        if known.base:
+            settings["base"] = known.base
+    if kind in data.KNOWN:
+        N = N or data.KNOWN[kind].N
+    if N >= 100_000:
+        settings["delta"] = float(f"1e-{len(str(N))}")                   # below 1/N; the paper's for CelebA
+    if N and max(1, N // 4) < settings.get("B", B):
+        settings["B"] = max(1, N // 4)                                   # of the declared N, not the real one
     return settings
 
 

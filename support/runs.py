@@ -66,8 +66,8 @@ def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """
     s = run.settings
     channels = (run.coder or run.model).config["image_channels"]
-    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, run.classes, channels)
-    images, labels = classes.in_places(images, labels, run.labels)
+    images, labels = data.load(s.data, "train", s.data_dir or None, s.size, run.classes, channels, s.white)
+    images, labels = classes.in_places(images, labels, run.labels, run.classes)
     base.fits(run.model, images, labels, s.data, run.coder)
     return images, labels, draws.names(images)
 

@@ -25,8 +25,8 @@ import unet  # noqa: E402
 # -----------------------------------------------------------------------------
 # `python -m pytest`, without a file's name, is the work of two processes: here and, for these, another
 
-OTHERS = [f"test_{name}.py" for name in ("ablations", "audit", "distributed", "exercises", "faults",
-                                         "more_theorems")]
+OTHERS = [f"test_{name}.py" for name in ("ablations", "audit", "checkpoint", "distributed", "exercises",
+                                         "faults", "one_step")]
 
 
 def pytest_configure(config):

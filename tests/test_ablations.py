@@ -1,4 +1,4 @@
-"""Theorems about benchmarks/ablations.py: no run is repeated, no row is half there, the grid is balanced."""
+"""Property tests of benchmarks/ablations.py: no run twice, no row half there, a balanced grid."""
 import math
 import sys
 
@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import base  # noqa: E402
-import accountant
+import base
 import lora
-import unet
 from conftest import ROOT, tiny_unet
-import pld
 from helpers import write_idx
+from support import privacy_report
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
@@ -80,9 +78,9 @@ def test_no_run_starts_after_the_minutes_are_over(tmp_path):
 
 
 def test_K_is_compared_at_equal_computation_and_at_equal_batch():
-    for scale, base in ablations.SCALES.items():
+    for scale, point in ablations.SCALES.items():
         found = {(cell["K"], cell["B"]) for cell in ablations.grid(["k"], 1, JUDGED | dict(scale=scale), [])}
-        equal = base["B"] * base["K"]
+        equal = point["B"] * point["K"]
         assert found == {(K, equal // K) for K in (1, 4, 16)} | {(K, equal // 4) for K in (1, 4, 16)}
 
 
@@ -119,7 +117,8 @@ def test_real_runs_end_to_end_train_what_their_rows_say(tmp_path, monkeypatch):
     for prefix in ("train", "t10k"):
         write_idx(tmp_path, np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8),
                   np.arange(100, dtype=np.uint8) % 10, prefix)
-    monkeypatch.setattr(pld, "pld_epsilon", lambda *a: 0.0)    # stated beside, takes longer than all the rest
+    # reported beside; it takes longer than all the rest
+    monkeypatch.setitem(privacy_report.ACCOUNTANTS, "pld", lambda *a: 0.0)
     monkeypatch.setattr(ablations, "WORK", tmp_path / "runs" / "ablations")
     monkeypatch.setattr(ablations, "OTHERS", dict(data="mnist", data_dir=str(tmp_path),
                                                   base=str(tmp_path / "base.pt"), N=100, delta=1e-3))

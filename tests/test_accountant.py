@@ -1,4 +1,4 @@
-"""The accountant's theorems. The oracle is the definition: an integral, a binomial sum, a closed form."""
+"""Properties of the accountant. The oracle is the definition: an integral, a binomial sum, a closed form."""
 import json
 import math
 import subprocess
@@ -310,10 +310,10 @@ def test_the_program_prints_what_the_functions_return(monkeypatch, capsys):
     said = run("--epsilon", "10", "--delta", "1e-5", "--q", "0.017", "--steps", "200").stdout
     for number in (f"sigma = {sigma:.6g}", f"epsilon = {spent:.6g}", f"order {order:.4g}"):
         assert number in said, said
-    monkeypatch.setattr(pld, "PLD_POINTS", 3**11)                           # not what is asked here
-    monkeypatch.setattr(sys, "argv", ["accountant.py"])                     # without arguments: the table
+    monkeypatch.setattr(sys, "argv", "accountant.py --q 0.017 --steps 200".split())     # no goal: the table
     accountant.main()
-    assert f"{epsilon(0.017, 1.0, 1000, 1e-5)[0]:.4f}" in capsys.readouterr().out
+    rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.split()[1:])
+    assert rows["200"] == f"{spent:.4f}" and rows["1000"] == f"{epsilon(0.017, sigma, 1000, 1e-5)[0]:.4f}"
 
 
 def test_the_second_opinions_stand_beside_the_first(monkeypatch, capsys):
@@ -346,7 +346,7 @@ def test_the_program_refuses_bad_flags(flags, monkeypatch, capsys):
     assert stopped.value.code == 2 and said.err.count("\n") == 1 and not said.out, said
 
 
-def test_compose_prints_what_several_statements_cost_together(tmp_path, monkeypatch, capsys):
+def test_compose_prints_what_several_runs_cost_together(tmp_path, monkeypatch, capsys):
     runs = [dict(q=0.02, sigma=0.7, steps=100), dict(q=0.1, sigma=1.6, steps=30)]
     for i, run in enumerate(runs):
         (tmp_path / f"{i}.json").write_text(json.dumps(dict(run, private=True)))

@@ -1,7 +1,8 @@
-"""Theorems about the audit.
+"""Properties of the audit.
 
 Its bound is a bound, its lanes are real runs, the right step passes, every fault is caught.
 """
+import itertools
 import sys
 
 import numpy as np
@@ -16,7 +17,9 @@ import train
 import pld
 from attacks import membership
 from conftest import tiny_unet
+from machinery.secret import Secret, new_key
 
+SECRET = Secret(new_key(0))
 WORLD = dict(q=1.0, sigma=1.0, steps=1, K=1, others=1)
 
 
@@ -78,27 +81,26 @@ def test_a_lane_is_a_run_of_the_real_step(q, steps, canary):
 
     The scores have the same distribution.
     """
-    g = torch.Generator().manual_seed(0)
     x, y = audit.images(1, canary, 1)
-    loop = []
+    loop, use, other = [], itertools.count(), Secret(new_key(1))
     for _ in range(300):
         score = 0.0
         for _ in range(steps):
-            lot = dpsgd.poisson_sample(len(x), q, g)
+            now = next(use)
+            lot = dpsgd.poisson_sample(SECRET.coins(now, len(x)), q)
             released = dpsgd.private_gradient(audit.per_sample, audit.START, (x[lot], y[lot]), C=audit.C,
-                                              sigma=1.3, B=audit.LOT, generator=g)
+                                              sigma=1.3, B=audit.LOT, normals=SECRET.normals(now, 8))
             score += float((released["B"] * audit.DIRECTION).sum()) * audit.LOT / audit.C
         loop.append(score)
     lanes = audit.scores(dpsgd.private_gradient, 50_000, canary, q=q, sigma=1.3, steps=steps, K=1, others=1,
-                         generator=g)
+                         secret=other)
     assert ks_2samp(loop, lanes.numpy()).pvalue > 1e-3
 
 
 def test_at_q_1_the_scores_are_the_gaussians_of_the_proof_and_lanes_are_independent():
-    g = torch.Generator().manual_seed(0)
     for canary in (0, 1):
         world = WORLD | dict(sigma=2.0, steps=4)
-        s = audit.scores(dpsgd.private_gradient, 120_000, canary, **world, generator=g).numpy()
+        s = audit.scores(dpsgd.private_gradient, 120_000, canary, **world, secret=SECRET).numpy()
         assert kstest(s, "norm", (4 * canary, 2.0 * 4**0.5)).pvalue > 1e-3
         assert abs(np.corrcoef(s[:-1], s[1:])[0, 1]) < 0.02 and len(np.unique(s)) > 0.99 * len(s)
 

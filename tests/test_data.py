@@ -13,7 +13,7 @@ import data
 import unet
 from drawings import glyphs
 from helpers import make_folder, write_idx
-from machinery import folders
+from machinery import pictures
 from support import classes
 
 
@@ -116,14 +116,14 @@ def saved(path, pixels, mode=None, **how):
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     pixels = np.full((16, 16), 257 * 100, np.uint16)
-    assert folders.picture(saved(tmp_path / "deep.png", pixels), 16).unique().tolist() == [100]
+    assert pictures.picture(saved(tmp_path / "deep.png", pixels), 16).unique().tolist() == [100]
 
 
 def test_transparency_lies_on_white(tmp_path):
     clear = np.zeros((16, 16, 4), np.uint8)                              # black, and wholly transparent
-    assert folders.picture(saved(tmp_path / "clear.png", clear), 16).unique().tolist() == [255]
+    assert pictures.picture(saved(tmp_path / "clear.png", clear), 16).unique().tolist() == [255]
     clear[..., 3] = 255
-    assert folders.picture(saved(tmp_path / "solid.png", clear), 16).unique().tolist() == [0]
+    assert pictures.picture(saved(tmp_path / "solid.png", clear), 16).unique().tolist() == [0]
 
 
 def test_a_photograph_stands_as_its_exif_says(tmp_path):
@@ -131,7 +131,7 @@ def test_a_photograph_stands_as_its_exif_says(tmp_path):
     pixels, exif = np.zeros((16, 16, 3), np.uint8), Image.Exif()
     pixels[:8] = 255                                                     # the upper half is white
     exif[0x0112] = 6                                                     # to be turned right by a quarter
-    turned = folders.picture(saved(tmp_path / "photo.png", pixels, exif=exif), 16)
+    turned = pictures.picture(saved(tmp_path / "photo.png", pixels, exif=exif), 16)
     assert turned[:, :, 8:].min() == 255 and turned[:, :, :8].max() == 0, "the right half is white"
 
 
@@ -140,7 +140,7 @@ def test_a_photograph_stands_as_its_exif_says(tmp_path):
     ("colour.png", np.eye(3, dtype=np.uint8)[None] * 255, "3 channels")])
 def test_a_picture_whose_grey_levels_are_not_known_is_refused_by_name(name, pixels, says, tmp_path):
     with pytest.raises(ValueError, match=f"{name} .*{says}"):
-        folders.picture(saved(tmp_path / name, pixels), 16, channels=1)
+        pictures.picture(saved(tmp_path / name, pixels), 16, channels=1)
 
 
 def test_a_grey_folder_is_read_as_grey(tmp_path):
@@ -171,7 +171,7 @@ def test_what_is_left_out_and_what_is_there_twice_is_named_on_the_screen(tmp_pat
     Image.open(tmp_path / "a" / "1.png").save(tmp_path / "a" / "2.gif")     # not on torchvision's list
     assert len(data.load(f"folder:{tmp_path}", size=16)[0]) == 4
     said = capsys.readouterr().err
-    assert "1 files are left out" in said and "scan.xyz" in said
+    assert "left out (no picture that can be read here): " in said and "scan.xyz" in said
     assert "exact copies of other files, 1 of them" in said and "copy.png = " in said
 
 

@@ -1,4 +1,4 @@
-"""Theorems about benchmarks/denoising.py: the judge of settings judges all alike."""
+"""Property tests of benchmarks/denoising.py: all settings are compared alike."""
 import sys
 
 import pytest
@@ -21,7 +21,7 @@ def test_a_network_that_predicts_nothing_loses_the_noises_own_variance_at_every_
 
 
 def test_a_network_that_knows_the_image_loses_nothing():
-    """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, solved for the noise, at the t that the judge says it uses."""
+    """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, solved for the noise, at each t that is asked."""
     x0 = IMAGES.float() / 127.5 - 1
     def solve(x_t, t, label):
         a = ddpm.LINEAR.alpha_bar[t].float()[:, None, None, None]

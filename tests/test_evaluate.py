@@ -132,7 +132,7 @@ def test_the_reference_classifier_is_trained_once_per_data_set_and_again_if_its_
     file = tmp_path / "judge-folder-my-digits.pt"
     assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
     assert torch.equal(first[-1].weight, second[-1].weight)
-    ask(90)                                                                  # other images: another classifier
+    ask(90)                                                              # other images: another classifier
     file.write_bytes(b"half a file")
     ask(90)
     assert trained == [100, 90, 90]
@@ -190,18 +190,32 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
     assert not (tmp_path / "runs").exists(), "--fast leaves no weak reference classifier behind"
 
 
+def make_run(folder, **changed):
+    """A finished run whose adapter changes nothing; its base has moved since, to folder/moved.pt."""
+    model, config = tiny_unet(classes=10), lora.describe("lora", 2, 2.0, True)
+    base.save(folder / "moved.pt", model)
+    lora.attach(model, config)
+    lora.save(folder, lora.split(model)[0], config)
+    settings = dict(base="base.pt", data="mnist", size=32, side=28,
+                    base_sha256=base.load(folder / "moved.pt").sha256)
+    (folder / "config.json").write_text(json.dumps(settings | changed))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_of_a_run_on_the_curators_own_images_the_place_has_to_be_given(kind, tmp_path, monkeypatch, capsys):
+    """A published folder says what kind of images it was trained on, and not where they are."""
+    make_run(tmp_path, data=kind)
+    code, _, error = run(monkeypatch, capsys, tmp_path, "--fast", "--base", tmp_path / "moved.pt")
+    assert code == 2 and len(error.splitlines()) == 1 and f"pass --data {kind}:PATH" in error, error
+
+
 def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    base.save(tmp_path / "base.pt", model := tiny_unet(classes=10))
-    lora.attach(model, config := lora.describe("lora", 2, 2.0, True))
-    lora.save(tmp_path, lora.split(model)[0], config)
-    settings = dict(base="base.pt", data="mnist", size=32, side=28,
-                    base_sha256=base.load(tmp_path / "base.pt").sha256)
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    make_run(tmp_path)
     judge = classifiers.judge
     monkeypatch.setattr(classifiers, "judge", lambda name, images, labels, **_: judge(
         name, images[:600], labels[:600], epochs=2, folder=None))                # in a tenth of the time
-    code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30)
+    code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30, "--base", "moved.pt")
     assert code == 0, error
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     distance = {name: rows[name]["classifier-FID"] for name in ("synthetic", "public base", "real")}

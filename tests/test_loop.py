@@ -1,7 +1,7 @@
 """Property tests of the private loop: what is published, what ranks share, what --resume takes up.
 
-The mechanism (dpsgd.private_gradient) is private. These tests say that the loop around it adds nothing to what
-it returned.
+The mechanism (dpsgd.private_gradient) is private. These tests say that the loop around it adds nothing to
+what it returned.
 """
 import json
 import os
@@ -24,7 +24,8 @@ import pld
 import sample
 import train
 from conftest import tiny_unet
-from helpers import FLAGS, IMAGES, N, PUBLISHED, call, finetune, make_place, stop_after, watch, write_idx
+from helpers import (IMAGES, N, PUBLISHED, call, finetune, make_folder, make_place, stop_after, watch,
+                     write_idx)
 from machinery import checkpoint, draws, secret
 from support import privacy_report
 
@@ -95,6 +96,26 @@ def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_priv
         assert content == published[1][name], f"{name} depends on private images beside the mechanism"
 
 
+def test_no_published_byte_names_a_place_on_the_machine_where_the_run_was_made(tmp_path, monkeypatch):
+    """All paths are absolute; of the images their kind, of the base its file's name, may be published."""
+    places = {name: tmp_path / f"kept-in-{name}" for name in ("pictures", "bases", "results")}
+    make_folder(places["pictures"] / "ward-7", classes=("cats", "dogs"))
+    places["bases"].mkdir()
+    base.save(places["bases"] / "colour.pt", tiny_unet(image_channels=3))
+    code, _, err = finetune("--data", f"folder:{places['pictures'] / 'ward-7'}", "--classes", "cats,dogs",
+                            "--size", 16, "--base", places["bases"] / "colour.pt", "--peek", 6,
+                            "--data-dir", tmp_path / "data", "--out", places["results"] / "run", picture=True)
+    assert code == 0, err
+    published = files(places["results"] / "run")
+    assert set(published) == {*PUBLISHED, "peek-00006.png"}
+    config = json.loads(published["config.json"])
+    assert (config["data"], config["base"], config["classes"]) == ("folder", "colour.pt", ["cats", "dogs"])
+    parts = [part for part in tmp_path.parts[1:] if len(part) > 3]       # "/tmp" is no place to speak of
+    for word in ("kept-in", "ward-7", *parts):
+        for name, content in published.items():
+            assert word.encode() not in content, f"{word} is in {name}"
+
+
 def test_the_adapter_is_the_average_and_not_the_last_weights(monkeypatch):
     made, EMA = [], ddpm.EMA
     monkeypatch.setattr(ddpm, "EMA", lambda *a: made.append(EMA(*a)) or made[-1])
@@ -116,8 +137,8 @@ def test_privacy_json_says_exactly_this(monkeypatch):
         "neighbours": "add or remove one image", "unit_of_privacy": "one image",
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
-        "noise": "SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations (Box & "
-                 "Muller), added to an exact sum, rounded once",
+        "noise": "SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations "
+                 "(Box & Muller), added to an exact sum, rounded once",
         "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": pld.pld_epsilon(Q, sigma, 6, 1e-3),
         "best_order": order,
         "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
@@ -177,6 +198,44 @@ def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q():
         for factor, size in ((1.002, 0), (0.998, 50)):
             close = torch.full((50,), factor * q, dtype=torch.float64)
             assert len(dpsgd.poisson_sample(close, q)) == size
+
+
+@pytest.mark.parametrize("rate", [1, 0.5])
+def test_a_lot_of_unbalanced_classes_beyond_B_is_summed_whole_with_weight_1_for_each_image(
+        rate, monkeypatch):
+    """200 images where 40 are declared, nine tenths of them of one class. The lot is all images whose coins
+    are below q: none is cut off at B, no class is balanced, and no gradient is weighted by how rare its class
+    is.
+    """
+    labels = torch.where(torch.arange(IMAGES) % 10 == 0, 1 + torch.arange(IMAGES) // 10 % 9, 0)
+    images = data.load("mnist", "train", "data")[0]
+    write_idx(Path("data"), images[:, 0].numpy(), labels.byte().numpy())
+    N, B, C = 40, int(40 * rate), 0.02
+    sums, own, sizes, plain, real = [], [], [], [], dpsgd.private_gradient
+    make = train.per_image_gradients
+    monkeypatch.setattr(train, "per_image_gradients", lambda *a: plain.append(make(*a)) or plain[-1])
+    monkeypatch.setattr(dpsgd.distributed, "sum_over_ranks", lambda total: sums.append(total) or total)
+
+    def spy(per_sample, params, examples, **how):
+        """Each image's gradient, clipped by the formula, in float64."""
+        total = {name: 0.0 for name in params}
+        for start in range(0, len(examples[0]), 20):
+            part = plain[0](params, *(e[start:start + 20] for e in examples))
+            norms = torch.cat([g.flatten(1).double() for g in part.values()], dim=1).norm(dim=1)
+            for name, g in part.items():
+                clipped = g.flatten(1).double() / (norms / C).clamp(min=1)[:, None]
+                total[name] = total[name] + clipped.sum(0).view(g.shape[1:])
+        own.append(total)
+        sizes.append(len(examples[0]))
+        return real(per_sample, params, examples, **how)
+    monkeypatch.setattr(dpsgd, "private_gradient", spy)
+    code, _, err = finetune("--out", "run", "--N", N, "--B", B, "--steps", 2, "--seed", 5)
+    assert code == 0, err
+    coins = [secret.Secret(secret.new_key(5)).coins(step, IMAGES) for step in (1, 2)]
+    assert sizes == [int((u < rate).sum()) for u in coins] and min(sizes) > 2 * B
+    for total, expected in zip(sums, own):
+        for name, g in total.items():
+            torch.testing.assert_close(dpsgd.value(g, C), expected[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_every_step_draws_t_and_noise_anew_from_the_runs_key(monkeypatch):
@@ -250,7 +309,7 @@ def test_all_ranks_start_from_rank_0s_factors_and_keys(monkeypatch):
 
 
 def test_the_factors_A_start_from_bytes_that_private_images_have_no_part_in(tmp_path, monkeypatch):
-    """Two data sets with nothing in common, one seed: the same start. A start made of images would be a leak."""
+    """Two data sets with nothing in common, one seed: the same start. One made of images would be a leak."""
     starts = []
     for images in (IMAGES, 7):
         monkeypatch.chdir(make_place(tmp_path / str(images), images, seed=images))
@@ -268,18 +327,31 @@ def stopped(out="run", *flags):
         assert finetune("--out", out, *flags)[0] == 1
 
 
-def test_a_run_does_not_go_on_with_another_number_of_ranks(monkeypatch):
-    stopped()
-    on_rank(monkeypatch, 0)
-    code, _, err = finetune("--out", "run", "--resume")
-    assert code == 2 and "ranks: 1 then, 2 now" in err, err
+def flip_a_label():
+    images, labels = data.load("mnist", "train", "data")
+    labels[[3, 4]] = labels[[4, 3]]                                      # the images, and the counts, stay
+    write_idx(Path("data"), images[:, 0].numpy(), labels.byte().numpy())
 
 
-def test_a_run_does_not_go_on_from_other_weights_under_the_bases_name():
-    stopped()
+def exchange_the_base():
     base.save(Path("base.pt"), tiny_unet(seed=1))
+
+
+@pytest.mark.parametrize("exchange, changed", [
+    (exchange_the_base, "base"), (flip_a_label, "private_images"),
+    (lambda: make_place(Path("."), name="more", images=IMAGES + 1).joinpath("more").rename("data"),
+     "private_images")], ids=["base", "labels", "images"])
+def test_a_run_does_not_go_on_with_other_weights_images_or_labels_under_the_same_name(exchange, changed):
+    """One run is one mechanism. What differs is named; no fingerprint of private images is shown."""
+    stopped()
+    before = Path("run", "checkpoint.pt").read_bytes()
+    if Path("data").exists() and changed == "private_images" and exchange is not flip_a_label:
+        shutil.rmtree("data")
+    exchange()
     code, _, err = finetune("--out", "run", "--resume")
-    assert code == 2 and "base has changed" in err, err
+    assert code == 2 and f"({changed} has changed)" in err and err.count("\n") == 1, err
+    assert torch.load("run/checkpoint.pt", weights_only=True)["settings"][changed] not in err
+    assert Path("run", "checkpoint.pt").read_bytes() == before
 
 
 def test_a_resumed_run_draws_from_the_key_it_had(monkeypatch):
@@ -291,6 +363,137 @@ def test_a_resumed_run_draws_from_the_key_it_had(monkeypatch):
     assert [step for _, step in asked] == [1, 2, 3, 4, 5, 6] and len({key for key, _ in asked}) == 1
 
 
+def test_two_continuations_of_one_private_checkpoint_have_neither_lots_nor_noise_in_common():
+    """With the same noise on other lots, the difference of the two folders would have no noise at all."""
+    stopped()
+    shutil.copytree("run", "copy")
+    one, other = watch("run", "--resume"), watch("copy", "--resume")
+    assert len(one) == len(other) == 3
+    for (lot, noise), (lot2, noise2) in zip(one, other):
+        assert lot != lot2
+        z, z2 = (torch.cat([g.flatten() for g in x.values()]) for x in (noise, noise2))
+        assert not (z == z2).any() and abs(torch.corrcoef(torch.stack([z, z2]))[0, 1]) < 5.5 / len(z) ** 0.5
+
+
+def test_a_private_run_goes_on_with_noise_of_its_steps_and_weights_of_its_checkpoint():
+    """The ledger goes on at the step after the last one saved: none is left out, none is counted twice."""
+    stopped()
+    saved = torch.load("run/checkpoint.pt", weights_only=True)
+    assert saved["step"] == 3 and finetune("--out", "run", "--resume")[0] == 0
+    rows = [line.split(",")[0] for line in Path("run", "metrics.csv").read_text().splitlines()[1:]]
+    assert rows == ["1", "2", "3", "4", "5", "6"]
+    assert json.loads(Path("run", "privacy.json").read_text())["private"] is True
+
+
+def test_seed_0_is_a_seed():
+    """It makes the run reproducible and not private, as any other seed does; `if seed:` would not see it."""
+    for out, seed in (("one", 0), ("other", 0), ("third", 1)):
+        code, said, err = finetune("--out", out, "--seed", seed)
+        assert code == 0 and "NOT PRIVATE" in said, err
+        said = json.loads(Path(out, "privacy.json").read_text())
+        assert (said["private"], said["covers"]) == (False, "nothing")
+    assert files("one") == files("other")
+    assert files("one")["adapter_model.bin"] != files("third")["adapter_model.bin"]
+
+
+@pytest.mark.parametrize("before, now", [(None, 0), (0, None), (0, 1)])
+def test_a_run_does_not_go_on_with_another_seed(before, now):
+    """Half a run with a seed is no private run; half a seeded run without it is not reproducible."""
+    flags = {None: (), 0: ("--seed", 0), 1: ("--seed", 1)}
+    stopped("run", *flags[before])
+    code, _, err = finetune("--out", "run", "--resume", *flags[now])
+    assert code == 2 and f"(seed: {before} then, {now} now)" in err and err.count("\n") == 1, err
+    assert not Path("run", "privacy.json").exists()
+    assert finetune("--out", "run", "--resume", *flags[before])[0] == 0
+
+
+def test_the_checkpoint_holds_the_key_of_the_draws_and_not_the_secret_key(monkeypatch):
+    """Who reads it, now or on an old disk, cannot compute the noise of the steps that were published."""
+    keys, new_key = [], train.new_key
+    monkeypatch.setattr(train, "new_key", lambda seed: keys.append(new_key(seed)) or keys[-1])
+    stopped()
+    held, path = Path("run", "checkpoint.pt").read_bytes(), Path("run", "checkpoint.pt")
+    (key,), state = keys, torch.load(path, weights_only=True)
+    assert len(key) == secret.KEY_BYTES
+    for form in (key, key[::-1], key.hex().encode(), key[:8], key[-8:]):
+        assert form not in held
+    assert state["key"].numpy().tobytes() in held, "what is held is found by its bytes"
+    assert set(state) == {"settings", "step", "metrics", "trainable", "average", "optimizer", "key"}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_checkpoint_is_overwritten_before_it_is_removed(monkeypatch):
+    """A second name of the same file shows what is left on the disk."""
+    shred, held = checkpoint.shred, []
+
+    def watched(path):
+        os.link(path, "second-name")
+        held.append(Path(path).read_bytes())
+        shred(path)
+    monkeypatch.setattr(checkpoint, "shred", watched)
+    assert finetune("--out", "run")[0] == 0
+    assert not Path("run", "checkpoint.pt").exists() and any(held[0])
+    assert Path("second-name").read_bytes() == bytes(len(held[0]))
+
+
+def killed_while_removing(monkeypatch, how_far: str):
+    """A run that is killed between privacy.json and the removal of its checkpoint, or in the midst of it."""
+    class Killed(BaseException):
+        pass
+    real = checkpoint.shred
+
+    def kill(path):
+        if how_far == "overwritten":                                     # in part: the first page
+            Path(path).write_bytes(bytes(4096) + Path(path).read_bytes()[4096:])
+        raise Killed
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "shred", kill)
+        with pytest.raises(Killed):
+            finetune("--out", "run")
+    assert checkpoint.shred is real and Path("run", "privacy.json").exists()
+
+
+@pytest.mark.parametrize("when", ["after three steps", "after privacy.json", "overwritten"])
+def test_a_folder_with_a_checkpoint_is_refused_by_its_readers_and_finished_by_resume(when, monkeypatch):
+    """In one line that says what to do. What was written before is what is there in the end."""
+    if when == "after three steps":
+        stopped()
+    else:
+        killed_while_removing(monkeypatch, when)
+    before = files("run")
+    for main, flags in ((sample.main, ["--n", 1, "--out", "x.png"]),
+                        (evaluate.main, ["--fast", "--data", "mnist", "--data-dir", "data"])):
+        code, said, err = call(main, "run", *flags)
+        assert code == 2 and "run is not finished" in err and "--resume" in err and err.count("\n") == 1, err
+        assert files("run") == before and not Path("x.png").exists()
+    code, _, err = finetune("--out", "run", "--resume")
+    if when == "overwritten":
+        assert code == 2 and "the run is finished" in err and err.count("\n") == 1, err
+    else:
+        assert code == 0, err
+    assert set(files("run")) == set(PUBLISHED) - {"samples.png"}
+    if when != "after three steps":
+        del before["checkpoint.pt"]
+        assert files("run") == before, "not a step was taken again"
+    code, _, err = call(sample.main, "run", "--n", 1, "--steps", 1, "--out", "x.png")
+    assert code == 0 and Path("x.png").exists(), err
+
+
+@pytest.mark.parametrize("seconds, steps", [(40.0, [2, 4, 5]), (70.0, [1, 2, 3, 4, 5]), (1.0, [5])])
+def test_a_slow_run_of_few_steps_saves_every_minute(seconds, steps, monkeypatch):
+    """A crash costs a minute of work or SAVE_EVERY steps, whatever is less."""
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(helpers, "QUICK", [quick for quick in helpers.QUICK if quick[1] != "SAVE_EVERY"])
+    assert checkpoint.SAVE_EVERY > 5 and 40 < checkpoint.SECONDS < 70
+    seen = spied(monkeypatch)
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: seconds * len(seen)))
+    monkeypatch.setattr(checkpoint, "save", lambda path, state, *a, **how: (
+        saved.append(state.get("step")), save(path, state, *a, **how)))
+    code, _, err = finetune("--out", "run", "--steps", 5)
+    assert code == 0 and saved[:-1] == steps, err                        # the last is the adapter
+    assert saved[-1] is None
+
+
 def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
     """So that what was shown is on the path that --resume goes on with, even after kill -9."""
     saved, strips, save = [], [], checkpoint.save
@@ -298,16 +501,11 @@ def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
     def watched(path, state, **how):
         saved.append(state.get("step"))
         save(path, state, **how)
+    monkeypatch.setattr(helpers, "QUICK", [quick for quick in helpers.QUICK if quick[1] != "SAVE_EVERY"])
     monkeypatch.setattr(checkpoint, "save", watched)
-    monkeypatch.setattr(sample, "class_strip", lambda *a, path: strips.append((path.name, saved[-1])))
-    real = checkpoint.Run.after
-
-    def rarely(*a):
-        monkeypatch.setattr(checkpoint, "SAVE_EVERY", 100)
-        real(*a)
-    monkeypatch.setattr(checkpoint.Run, "after", rarely)
+    monkeypatch.setattr(sample, "class_strip", lambda run, path: strips.append((path.name, saved[-1])))
     assert finetune("--out", "run", "--peek", 3)[0] == 0
-    assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)]
+    assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)] and 1 not in saved
 
 
 @pytest.mark.parametrize("mine", ["metrics.csv", "samples.png", "adapter_config.json"])
@@ -332,7 +530,7 @@ def test_a_broken_promise_is_no_lost_rank(monkeypatch):
     def broken(*_):
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         raise RuntimeError("spent epsilon = 12 > promised 10")
-    monkeypatch.setattr(statement, "after", broken)
+    monkeypatch.setattr(privacy_report, "after", broken)
     code, _, err = finetune("--out", "run")
     assert code != 0 and "spent epsilon = 12 > promised 10" in err and "another rank" not in err, err
 

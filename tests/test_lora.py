@@ -1,4 +1,4 @@
-"""Property tests of the adapters: they start as nothing, stay low-rank, and are the only thing that trains."""
+"""Property tests of the adapters: they start as nothing, stay low-rank, and nothing else is trained."""
 import pytest
 import torch
 import torch.nn.functional as F

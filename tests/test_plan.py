@@ -1,4 +1,4 @@
-"""Theorems about benchmarks/plan.py: the counts are counts."""
+"""Property tests of benchmarks/plan.py: the counts are counts."""
 import sys
 from pathlib import Path
 

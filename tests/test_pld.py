@@ -1,4 +1,4 @@
-"""Theorems about pld.py: several runs on the same images, and several images of one person."""
+"""Properties of pld.py: several runs on the same images, and several images of one person."""
 import math
 
 import numpy as np
@@ -106,7 +106,7 @@ def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
 
 
 def test_what_the_readme_says_of_two_runs_and_of_two_images():
-    """10.04, 14.25; 15.0 and 23.1, rounded up, from the shipped statements and the default plan."""
+    """10.04, 14.25; 15.0 and 23.1, rounded up, from the shipped runs and the default plan."""
     eps1, eps10 = (shipped(f"mnist-eps{e}") for e in (1, 10))
     assert pld.joint_epsilon([eps1, eps10], 1e-5) == pytest.approx(10.04, abs=0.005)
     assert pld.joint_epsilon([eps10, eps10], 1e-5) == pytest.approx(14.25, abs=0.005)

@@ -1,4 +1,4 @@
-"""Property tests of pretrain.py: a base that loads, and a run that was interrupted is the run that was not."""
+"""Property tests of pretrain.py: a base that loads; an interrupted run is the run that was not."""
 import pytest
 import torch
 

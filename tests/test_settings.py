@@ -1,4 +1,4 @@
-"""Theorems about other data: the paper's settings, and colour images in torchvision's layouts, end to end."""
+"""Property tests of other data: the paper's settings, and whole runs on torchvision's layouts in colour."""
 import dataclasses
 import json
 import pickle
@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-import base
 import accountant
+import base
 import data
 import lora
 import pretrain
 import train
 import unet
-from machinery import flags
-from support import recipes
 from conftest import ROOT, tiny_unet
 from helpers import QUICK
+from machinery import flags
+from support import recipes
 
 PIXELS = np.random.default_rng(0)
 PAGE = (ROOT / "docs" / "settings.md").read_text().replace("\\\n", " ")
@@ -44,7 +44,7 @@ def paper(data_set: str) -> train.Settings:
 def test_the_commands_are_the_papers_settings(name, r, K, C, delta, B, epochs):
     s = paper(name)
     assert (s.rank, s.K, s.C, s.delta, s.B) == (r, K, C, delta, B)
-    assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[name][0]
+    assert abs(s.steps - epochs * s.N / B) <= 1 and s.N == data.KNOWN[name].N
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -77,7 +77,7 @@ def test_the_celeba_64_settings_have_479232_adapter_weights_and_no_class_embeddi
 
 @pytest.mark.parametrize("shape, name", [("small", "mnist"), ("cifar10", "cifar10"), ("celeba64", "celeba")])
 def test_every_unet_takes_its_images(shape, name):
-    _, c, side, _ = data.KNOWN[name]
+    c, side = data.KNOWN[name].channels, data.KNOWN[name].side
     with torch.device("meta"):
         none = torch.zeros(2, dtype=torch.long)
         out = unet.UNet(**pretrain.UNETS[shape])(torch.zeros(2, c, side, side), none, none)

@@ -1,12 +1,12 @@
-"""run.py -- each theorem is seen to fail on the sabotage it is about, and to hold without it.
+"""run.py -- each mutant, a line of the code broken on purpose, is seen to fail the test that is about it.
 
   $ python tests/mutants/run.py                # all of mutants.py: a table, exit code 1 if one survives
   $ python tests/mutants/run.py noise          # those with "noise" in their name
-  $ python tests/mutants/run.py --write        # all, and the table goes to docs/sabotages.md
 
-Every mutant is a copy of the repository in which its theorem, and nothing else, is run. A mutant is killed
-when the theorem fails by its own assertion; code that merely crashes has proved nothing. The copies' tests
-run in forks of this process, because importing torch takes longer than most theorems.
+Every mutant is a copy of the repository in which its test, and nothing else, is run. A mutant is killed when
+the test fails by its own assertion; code that merely crashes has proved nothing. The same tests are seen to
+pass on a copy that nobody broke. The copies' tests run in forks of this process, because importing torch
+takes longer than most of them.
 """
 import os
 import re
@@ -32,29 +32,20 @@ from mutants import MUTANTS, Mutant  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent.parent
 BY_ITSELF = re.compile(r"^FAILED .* - (assert |AssertionError|Failed: |UserWarning)", re.MULTILINE)
 AT_A_TIME = 2
-PAGE = """# Which broken line would the tests notice?
-
-**{answer}**
-
-A sabotage is one line of the repository broken on purpose. It counts as killed when the theorem named beside
-it fails by its own assertion; code that merely crashes has proved nothing. This page is written by
-`python tests/mutants/run.py --write`; the sabotages themselves are in `tests/mutants/mutants.py`.
-
-{table}
-"""
+FOLDERS = (".", "machinery", "drawings", "support", "attacks", "tests")  # whose code a copy holds
 
 
 def copy(folder: Path) -> None:
     """The repository's code and tests, without their history and their data."""
-    code = [file for part in (".", "machinery", "drawings", "tests") for file in ROOT.glob(f"{part}/*.py")]
+    code = [file for part in FOLDERS for file in ROOT.glob(f"{part}/*.py")]
     for source in [*code, ROOT / "pyproject.toml"]:
         target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
 
 
-def start(folder: Path, *theorems: str) -> int:
-    """Fork a child that runs these theorems on the copy in `folder`; its process id.
+def start(folder: Path, *tests: str) -> int:
+    """Fork a child that runs these tests on the copy in `folder`; its process id.
 
     Its words go to folder/said.
     """
@@ -67,7 +58,7 @@ def start(folder: Path, *theorems: str) -> int:
         os.dup2(said, 1), os.dup2(said, 2)
         os.chdir(folder)
         flags = "-x -q -rf --tb=short -p no:cacheprovider".split()
-        code = pytest.main(flags + [f"tests/{theorem}" for theorem in theorems])
+        code = pytest.main(flags + [f"tests/{test}" for test in tests])
         sys.stdout.flush()
     finally:
         os._exit(code)
@@ -84,7 +75,7 @@ def verdict(code: int, said: str) -> str:
 
 
 def run(m: Mutant, folder: Path) -> int | None:
-    """Start the mutant's theorem on a sabotaged copy; None if there is nothing to sabotage."""
+    """Start the mutant's test on a broken copy; None if the text to be broken is not there once."""
     clean = (ROOT / m.file).read_text()
     if clean.count(m.old) != 1:
         return None
@@ -96,19 +87,18 @@ def run(m: Mutant, folder: Path) -> int | None:
 
 
 def main() -> None:
-    argument = (sys.argv + [""])[1]
-    write, begin = argument == "--write", time.time()
-    chosen = [m for m in MUTANTS if write or argument in m.name]
-    if not chosen:                                                       # without a theorem pytest runs all
-        print(f"run.py: no sabotage has {argument!r} in its name; they are in tests/mutants/mutants.py",
+    word, begin = (sys.argv + [""])[1], time.time()
+    chosen = [m for m in MUTANTS if word in m.name]
+    if not chosen:                                                       # without a test pytest runs all
+        print(f"run.py: no mutant has {word!r} in its name; they are in tests/mutants/mutants.py",
               file=sys.stderr)
         sys.exit(2)
-    theorems = list(dict.fromkeys(m.killed_by for m in chosen))
+    tests = list(dict.fromkeys(m.killed_by for m in chosen))
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     torch.set_num_threads(1)
     copy(folder / "clean")
-    if os.waitpid(start(folder / "clean", *theorems), 0)[1]:
-        sys.exit(f"the theorems do not hold without sabotage:\n{(folder / 'clean' / 'said').read_text()}")
+    if os.waitpid(start(folder / "clean", *tests), 0)[1]:
+        sys.exit(f"the tests fail on the code as it is:\n{(folder / 'clean' / 'said').read_text()}")
 
     verdicts, running, left = {}, {}, list(chosen)
     while left or running:
@@ -127,16 +117,12 @@ def main() -> None:
             print(f"{len(verdicts)} of {len(chosen)}: {m.name}: killed: {verdicts[m]}", file=sys.stderr)
     shutil.rmtree(folder)
 
-    table = ["| sabotage | consequence for privacy | theorem that kills it | killed |",
-             "| --- | --- | --- | --- |"]
+    print("| mutant | consequence for privacy | test that kills it | killed |\n| --- | --- | --- | --- |")
     for m in chosen:
-        table.append(f"| {m.name} (`{m.file}`) | {m.consequence} | `{m.killed_by}` | {verdicts[m]} |")
+        print(f"| {m.name} (`{m.file}`) | {m.consequence} | `{m.killed_by}` | {verdicts[m]} |")
     killed = list(verdicts.values()).count("yes")
-    answer = (f"{killed} of {len(chosen)} sabotages killed by {len(theorems)} theorems, "
-              "which hold without them.")
-    print(*table, f"\n{answer} {time.time() - begin:.0f} s", sep="\n")
-    if write:
-        (ROOT / "docs" / "sabotages.md").write_text(PAGE.format(answer=answer, table="\n".join(table)))
+    print(f"\n{killed} of {len(chosen)} mutants killed by {len(tests)} tests, which pass without them. "
+          f"{time.time() - begin:.0f} s")
     sys.exit(killed < len(chosen))
 
 
