@@ -56,7 +56,8 @@ def losses():
     yield say("two images with labels, two draws", "rows i K to i K + K - 1 belong to image i, so its label "
               "is repeated K times in a row (0, 0, 1, 1). In the order 0, 1, 0, 1 an image is trained with "
               "the label of another.",
-              knowing, rand(4, 2, 1, 1, 1), t([0, 1]), t([[100, 200], [300, 900]]), rand(5, 2, 2, 1, 1, 1))
+              knowing, rand(4, 2, 1, 1, 1), t([0, 1]), t([[100, 200], [300, 900]]), rand(5, 2, 2, 1, 1, 1),
+              on_shape=True)
     yield say("another schedule", "pass the schedule on.", half, rand(6, 1, 1, 2, 2), None, t([[3]]),
               rand(7, 1, 1, 1, 2, 2), COSINE)
     yield say(AFRESH, "the same, for five colour images of three draws each.", knowing, new(5, 3, 4, 4),
