@@ -144,7 +144,8 @@ def marks(path: Path) -> list:
     for status in ("wrong", "blank"):
         which = [short(name) for name in NAMES if found[name][0] == status]
         remarks += [f"{status}: {' '.join(which)}"] if which else []
-    remarks += [found[name][1] for name in NAMES if "\n" not in found[name][1] and found[name][0] == "wrong"]
+    told = [found[name][1] for name in NAMES if found[name][0] == "wrong"]       # what has no input to show
+    remarks += [message.partition(". ")[0] for message in told if "\n" not in message]
     return [path.name, *earned, sum(earned), sum(worth.values()), "; ".join(remarks) or "all done"]
 
 

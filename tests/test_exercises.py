@@ -80,22 +80,17 @@ def test_an_exercise_asks_for_the_function_that_its_grader_runs(name):
     assert f"; {progress.table(name)[0]} minutes]" in (HERE / f"{name}.py").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("name", [name for name in cases.EXERCISES if name != NAMES["ex13"]])
-def test_the_repositorys_function_passes(name):
-    status, message = grade.check(name, cases.EXERCISES[name], function=cases.EXERCISES[name].truth)
-    assert status == "done" and f"compare your code with {cases.EXERCISES[name].origin}" in message, message
-
-
 @pytest.mark.parametrize("name", cases.EXERCISES)
-def test_the_key_passes(name):
-    status, message = grade.check(name, cases.EXERCISES[name], HERE / "key")
-    assert status == "done", message
+def test_the_repositorys_function_and_the_key_pass(name):
+    """Two ways to the same numbers: a grader that rejects one of them grades style, not truth."""
+    functions = [None] if name == NAMES["ex13"] else [None, cases.EXERCISES[name].truth]
+    for function in functions:
+        status, message = grade.check(name, cases.EXERCISES[name], HERE / "key", function)
+        assert status == "done" and f"your code with {cases.EXERCISES[name].origin}" in message, message
 
 
-OTHER_WAYS = {                                             # right, and computed in another way than in key/
-    "ex06": "each = [grad(loss)(params, *example) for example in zip(*examples)]\n"
-            "import torch\nreturn {name: torch.stack([g[name] for g in each]) for name in params}",
-    "ex08": "if chunk < 1 or B <= 0: raise ValueError\n"
+def test_a_step_that_draws_its_noise_first_and_at_once_passes(tmp_path):
+    body = ("if chunk < 1 or B <= 0: raise ValueError\n"
             "sizes = [p.numel() for p in params.values()]\n"
             "draws = torch.randn(sum(sizes), generator=generator, dtype=torch.float64) * (sigma * C)\n"
             "total = {n: z.view(p.shape) for (n, p), z in zip(params.items(), draws.split(sizes))}\n"
@@ -103,26 +98,15 @@ OTHER_WAYS = {                                             # right, and computed
             "    if len(part[0]):\n"
             "        clipped = clip_and_sum(per_sample(params, *part), C)\n"
             "        total = {n: total[n] + clipped[n] for n in total}\n"
-            "return {n: (g / B).to(params[n]) for n, g in total.items()}",
-    "ex12": "if epsilon <= 0: raise ValueError\n"
-            "if steps == 0: return 0\n"
-            "sigma = 1.0\n"
-            "while epsilon_of(q, sigma, steps, delta)[0] > epsilon: sigma *= 2\n"
-            "for factor in (0.7, 0.93, 0.993):\n"
-            "    while epsilon_of(q, sigma * factor, steps, delta)[0] <= epsilon: sigma *= factor\n"
-            "return sigma"}
-
-
-@pytest.mark.parametrize("short", OTHER_WAYS)
-def test_another_right_answer_passes(short, tmp_path):
-    status, message = graded(tmp_path, NAMES[short], OTHER_WAYS[short])
+            "return {n: (g / B).to(params[n]) for n, g in total.items()}")
+    status, message = graded(tmp_path, NAMES["ex08"], body)
     assert status == "done", message
 
 
 MISTAKES = rows(r"ex\d\d")
-MISTAKES = [row for row in MISTAKES if len(row) == 5]
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("short, old, new, title, ask", MISTAKES, ids=[f"{r[0]}-{r[2]}" for r in MISTAKES])
 def test_a_mistake_of_the_teachers_table_is_stopped_where_it_says(short, old, new, title, ask, tmp_path):
     text = (HERE / "key" / f"{NAMES[short]}.py").read_text()
@@ -179,7 +163,8 @@ def test_what_is_no_answer_is_told_so_and_gets_no_lesson_but_about_shapes(short,
     status, message = grade.check(NAMES[short], cases.EXERCISES[NAMES[short]], tmp_path)
     assert status == "wrong" and words.format(line=line) in message, message
     lesson = message.partition("What it means: ")[2]
-    assert not lesson or lesson.startswith(("it has another form", "nobody was sampled", "x has any")), message
+    expected = ("it has another form", "nobody was sampled", "x has any number")
+    assert not lesson or lesson.startswith(expected), message
 
 
 LOOP = ("total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in params.items()}\n"

@@ -81,8 +81,8 @@ def suspects():
          "it is an epsilon about twice as large.", with_noise_of(CHANCE.uniform(0.4, 0.7))),
         ("a step that leaves the first tensor without noise", True, "look at the noise of EVERY tensor: the "
          "bare one is published as it is.", leaves_bare(0)),
-        ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, the last "
-         "one too.", leaves_bare(-1)),
+        ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, the "
+         "last one too.", leaves_bare(-1)),
         ("a step with new noise for each chunk", True, "the noise grows with the lot and so tells its size: "
          "give it a lot of several chunks.", with_bug(6)),
         ("a step with the same noise every time", True, "call it twice with one generator: the difference "
