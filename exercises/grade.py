@@ -80,7 +80,8 @@ def source(generator: torch.Generator | None):
 LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functools", "itertools", "warnings",
              "dataclasses", "__future__")
 NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subprocess", "shutil", "pickle",
-         "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr"}
+         "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr",
+         "get_type_hints", "runstring", "gi_frame", "f_back", "f_locals", "f_globals"}
 
 
 def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:

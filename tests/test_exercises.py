@@ -205,7 +205,8 @@ def test_a_file_without_the_function_is_told_its_name(tmp_path):
 COMMON = [                                                               # for every exercise
     "import sys\nreturn sys._getframe(1).f_locals['expected']",          # the frame of the grader
     "try: raise ValueError\nexcept ValueError as e: return e.__traceback__.tb_frame.f_back.f_locals",
-    "import inspect\nreturn inspect.stack()",
+    "import inspect\nreturn inspect.stack()", "g = (i for i in [1])\nreturn g.gi_frame.f_back.f_locals",
+    "import typing\ndef f(x: '__import__(\"ddpm\")'): pass\nreturn typing.get_type_hints(f)",
     "import cases\nreturn next(iter(cases.EXERCISES))",                  # the grader's own files
     "return __import__('ddpm')", "return eval('1')", "return getattr(dict, 'x')",
     "import importlib\nreturn importlib.import_module('ddpm')",
