@@ -9,6 +9,7 @@ Look at:  `python ddpm.py`, then runs/ddpm.png
 Hint:     alpha_bar[t] has the shape of t; x_0 has three dimensions more: [..., None, None, None]
 Grade:    python -m pytest exercises -k ex01
 """
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 from ddpm import LINEAR, Schedule

@@ -12,6 +12,7 @@ Hint:     x0[:, None] broadcasts against K draws; the model wants (n K, C, H, W)
           being image i
 Grade:    python -m pytest exercises -k ex02
 """
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 from ddpm import LINEAR, Schedule, q_sample

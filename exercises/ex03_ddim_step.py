@@ -12,6 +12,7 @@ Look at:  `python ddpm.py`, then the loop of ddpm.ddim_sample: this is one round
 Hint:     with eta > 1 the number under the last root can fall below 0: take max(..., 0)
 Grade:    python -m pytest exercises -k ex03
 """
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 

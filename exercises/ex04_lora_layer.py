@@ -9,6 +9,7 @@ Look at:  `python lora.py`
 Hint:     x holds vectors in its LAST dimension, so it is x @ W.mT; never form B A, (x A^T) B^T is cheaper
 Grade:    python -m pytest exercises -k ex04
 """
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 

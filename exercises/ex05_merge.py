@@ -9,6 +9,7 @@ Look at:  `python lora.py`
 Hint:     which of B A and A B has the shape of W?
 Grade:    python -m pytest exercises -k ex05
 """
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 

@@ -7,7 +7,8 @@ sensitivity, is what the noise is measured against. Everything that can move the
 proof. An example with a NaN or infinite gradient counts as zero; otherwise one image could destroy the sum
 for all.
 Hint:     0 * NaN is NaN: replace with torch.where, do not multiply. A zero gradient stays zero: C / 0 = inf,
-          min(1, inf) = 1
+          min(1, inf) = 1. Take the norm in float64 (g.double()): in float32 the square of 2e-23 is 0, and a
+          gradient whose norm seems to be 0 passes unclipped
 Grade:    python -m pytest exercises -k ex07
 """
 import torch                                                             # noqa: F401

@@ -9,11 +9,11 @@ two has been checked to keep the budget; the other spends more than was promised
 A promise is a promise.
 Look at:  python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200
 Hint:     double an upper bound until it is private enough; bisect until high < 1.001 low;
-          accountant.epsilon(...)[0]
+          epsilon_of(q, sigma, steps, delta)[0]
 Grade:    python -m pytest exercises -k ex12      (it accepts up to 1% too much noise, and not a hair too
           little)
 """
-import accountant                                  # noqa: F401   accountant.calibrate is not the idea
+from accountant import epsilon as epsilon_of                             # noqa: F401
 
 
 def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:

@@ -6,8 +6,8 @@ The guarantee of one step has two halves, and both can be seen from outside, by 
     noise         B step(lot) - B step(lot, sigma = 0)  ~  N(0, (sigma C)^2 I), fresh in every step, EVERY lot
 
 Your function gets a step with the signature of dpsgd.private_gradient and says whether it breaks one of them.
-The grader has correct steps (the repository's, and one that draws its noise otherwise: no comparing of bits)
-and twelve leaking ones.
+The grader has four correct steps, which draw their noise in four ways (so do not compare bits), and thirteen
+leaking ones. They look alike from outside and come in a random order.
 Hint:     short and long gradients (both entries of `toy`), no image at all, a NaN image, K draws that point
           the same way; float32 rounds: allow C (1 + 1e-4); noise: some thousand numbers in each tensor,
           C = 10 as well as C = 0.01, an empty lot, one of several chunks, two steps in a row

@@ -16,6 +16,7 @@ Grade:    python -m pytest exercises -k ex14
 """
 from typing import Callable
 
+import torch                                                             # noqa: F401
 from torch import Tensor
 
 from data import to_float                                                # noqa: F401

@@ -1,23 +1,20 @@
 """grade.py -- your function beside the repository's own, smallest input first; the first difference is told.
 
-A case is an input, a way to run it, and what a difference there would mean. cases.py has all cases.
-While your function runs, the repository's own answer is out of order: it is the one that you are to write.
+A case is an input, a way to run it, and what a difference there would mean; cases/ has all of them.
+A hand-in is read before it is run: it has to compute its result from its arguments (`beyond`).
 """
-import contextlib
+import ast
 import copy
-import importlib.util
 import inspect
 import math
 import re
-import signal
 import sys
 import textwrap
-import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Iterable
-from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +22,7 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(p) for p in (ROOT, HERE) if str(p) not in sys.path]
-SECONDS = 60                                                         # for one case: longer is an endless loop
+from progress import table  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -45,143 +42,129 @@ class Exercise:
     origin: str                                                       # file:name, where the repository has it
     truth: Callable                                                      # the repository's own function
     cases: Callable[[], Iterable[Case]]                                  # smallest first
-    out_of_order: tuple[str, ...] = ()                                # what a student's function may not call
+    uses: tuple[str, ...] = ()                             # what an answer may import from the repository
 
 
-@dataclass(frozen=True)
-class Changed:
-    """A result, and the arguments that the function changed in place to get there."""
-    result: Any
-    names: list[str]
-
-
-class OutOfOrder(Exception):
-    """The repository's own answer was called."""
-
-
-class Nothing(Exception):
-    """The function returned None."""
+class Told(Exception):
+    """Something to tell a student, in words of its own."""
 
 
 def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, **kw) -> Case:
     """The plain case: call the function with these arguments, each time with a fresh copy of each of them."""
-    signature = inspect.signature(truth)
-    given = signature.bind(*args, **kw).arguments
+    given = inspect.signature(truth).bind(*args, **kw).arguments
 
     def run(f):
-        fresh = [copy.deepcopy(a) for a in args]                       # one by one: no two share their memory
-        fresh_kw = {name: copy.deepcopy(a) for name, a in kw.items()}
-        result = f(*fresh, **fresh_kw)
-        after = signature.bind(*fresh, **fresh_kw).arguments
-        changed = [name for name in given if not same(given[name], after[name])]
-        return Changed(result, changed) if changed else result
+        fresh = inspect.signature(truth).bind(*map(copy.deepcopy, args), **copy.deepcopy(kw))
+        result = f(*fresh.args, **fresh.kwargs)
+        for name, value in fresh.arguments.items():
+            if difference(value, given[name], 0, 0):
+                raise Told(f"your function changed its argument {name} in place, and the caller still needs "
+                           f"it: make a new tensor")
+        return result
     return Case(title, means, dict(given), run, on_shape=on_shape)
 
 
-def same(a, b) -> bool:
-    """Have these arguments the same numbers? What holds no numbers cannot be changed here."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return not torch.is_tensor(a) or np.array_equal(array(a), array(b), equal_nan=True)
+def source(generator: torch.Generator | None):
+    """What dpsgd.py's functions draw their noise and lots from, made of the generator of a student.
 
-
-def load(path: Path):
-    """A file as a module, whatever the current folder."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def table(name: str) -> tuple[int, int]:
-    """(minutes, points) of an exercise or a bug, from README.md's table, the only place that has them."""
-    short = "bug" if name.startswith("bug") else name[:4]
-    row = re.search(rf"^\| {short} \|.*\| (\d+) \| (\d+) \|$", (HERE / "README.md").read_text(), re.M)
-    return int(row[1]), int(row[2])
+    All that calls private_gradient, add_noise or poisson_sample in this folder passes through here. If these
+    take something else one day, make it of a number drawn from `generator`: equal states then give equal
+    noise, and a second step new noise.
+    """
+    return generator
 
 
 # -----------------------------------------------------------------------------
-# a student's function at work
+# a hand-in is read, then run
+
+LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functools", "itertools", "warnings",
+             "dataclasses", "__future__")
+NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subprocess", "shutil", "pickle",
+         "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr",
+         "get_type_hints", "runstring", "gi_frame", "f_back", "f_locals", "f_globals"}
 
 
-@contextlib.contextmanager
-def out_of_order(names: Iterable[str]):
-    """While this lasts, calling one of these functions of the repository ends in OutOfOrder."""
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            def refuse(*args, name=name, **kw):
-                raise OutOfOrder(name)
-            stack.enter_context(mock.patch(name, refuse))
-        yield
+def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
+    """"" for a file that only computes, else the first thing in it that no right answer needs.
+
+    It tells those who call the repository's answer, read the grader's variables or replace a function of
+    torch. It is no sandbox: README.md, "How to grade", has one.
+    """
+    for node in ast.walk(tree):
+        wrong = []
+        if isinstance(node, ast.Import):
+            wrong = [name.name for name in node.names if name.name.split(".")[0] not in LIBRARIES]
+        elif isinstance(node, ast.ImportFrom):
+            home = str(node.module)
+            library = home.split(".")[0] in LIBRARIES
+            wrong = [f"{home}.{name.name}" for name in node.names if f"{home}.{name.name}" not in uses
+                     and (not library or name.name in NEVER or name.name.startswith("_"))]
+        elif isinstance(node, ast.Attribute):
+            stored = not isinstance(node.ctx, ast.Load) and node.attr not in ("grad", "data", "requires_grad")
+            if stored or node.attr in NEVER or node.attr.startswith("_"):
+                wrong = [ast.unparse(node) + " = ..." * stored]
+        elif isinstance(node, ast.Name) and node.id != "__name__":
+            wrong = [node.id] if node.id in NEVER or node.id.startswith("__") else []
+        if wrong:
+            ours = f" and, from the repository, {', '.join(uses)}" if uses else ""
+            return (f"line {node.lineno} has `{wrong[0]}`, which no right answer needs. Compute the result "
+                    f"from the arguments; import nothing but {', '.join(LIBRARIES)}{ours}")
+    return ""
 
 
-@contextlib.contextmanager
-def at_most(seconds: int):
-    """TimeoutError after so many seconds, where the system has alarms (Windows has none)."""
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_):
-        raise TimeoutError(f"no answer after {seconds} s: is there an endless loop?")
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+def read(file: Path) -> ast.Module:
+    """What a file says; nothing in it is run. Errors: it cannot be read, or is no Python -> Told"""
     try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        if file.is_symlink() or not file.is_file():
+            raise Told(f"{file.name} is a link or a folder, expected a file")
+        return ast.parse(file.read_bytes(), str(file))
+    except OSError as e:
+        raise Told(f"{file.name} cannot be read: {type(e).__name__}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:      # a wrong encoding is one of them
+        raise Told(f"your file cannot be loaded{stop(e)}") from None
 
 
-def guarded(function: Callable, names: Iterable[str]) -> Callable:
-    """The student's function, without the repository's answer, without end, and not without a result."""
-    def run(*args, **kw):
-        with out_of_order(names), at_most(SECONDS):
-            result = function(*args, **kw)
-        if result is None:
-            raise Nothing
-        return result
-    return run
+def load(file: Path, uses: tuple[str, ...] | None = None) -> ModuleType:
+    """A file as a module, whatever the current folder; with `uses`, only if it takes nothing else."""
+    tree, module = read(file), ModuleType(file.stem)
+    if uses is not None and beyond(tree, uses):
+        raise Told(beyond(tree, uses))
+    exec(compile(tree, str(file), "exec"), module.__dict__)
+    return module
 
 
-def outcome(run: Callable, function: Callable):
-    """What a case gives: a value, or the exception it ended in."""
+def outcome(run: Callable, *args):
+    """What a call gives: a value, or the exception it ended in."""
     torch.manual_seed(0)
     try:
-        return run(function)
+        return run(*args)
     except (Exception, SystemExit) as e:
         return e
 
 
-def check(name: str, exercise: Exercise, function: Callable | None = None,
-          folder: Path = HERE) -> tuple[str, str]:
+def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable | None = None):
     """("done", "blank" or "wrong", message) for the exercise's file in `folder`, or for `function`."""
-    short, file = name[:4], folder / f"{name}.py"
-    blank = (f"{short} is still blank: open exercises/{name}.py, read its first lines, replace "
-             f"`raise NotImplementedError` (about {table(name)[0]} minutes)")
+    short, file, wanted = name[:4], folder / f"{name}.py", exercise.truth.__name__
     if function is None:
-        if not file.exists():
+        if not file.exists() and not file.is_symlink():
             return "blank", f"{short} is missing: there is no {file}"
-        with out_of_order(exercise.out_of_order):                        # also for `from dpsgd import ...`
-            module = outcome(load, file)
+        module = outcome(load, file, exercise.uses)
         if isinstance(module, BaseException):
-            return "wrong", f"{short}: your file cannot be loaded{stop(module)}"
-        wanted = exercise.truth.__name__
-        if not callable(getattr(module, wanted, None)):
+            said = module if isinstance(module, Told) else f"your file cannot be loaded{stop(module)}"
+            return "wrong", f"{short}: {said}"
+        function = vars(module).get(wanted)
+        if function is None:
             return "wrong", f"{short}: {file.name} has no function {wanted}: the grader calls it by this name"
-        function = getattr(module, wanted)
-    mine = function if function is exercise.truth else guarded(function, exercise.out_of_order)
     number = 0
     for number, case in enumerate(exercise.cases(), 1):
-        got = outcome(case.run, mine)
+        got = outcome(case.run, function)
         if isinstance(got, NotImplementedError):
-            return "blank", blank
+            return "blank", (f"{short} is still blank: open exercises/{name}.py, read its first lines, "
+                             f"replace `raise NotImplementedError` (about {table(name)[0]} minutes)")
         expected = outcome(case.run, exercise.truth) if case.expected is None else case.expected
         if isinstance(expected, BaseException) and not isinstance(expected, ValueError):
             raise RuntimeError(f"{short}, {case.title}: the repository's own function fails") from expected
-        message = explain(name, exercise, case, got, expected)
+        message = explain(name, exercise.origin, case, got, expected)
         if message:
             return "wrong", message
     return "done", f"{short} is done: {number} inputs agree. Now compare your code with {exercise.origin}"
@@ -191,59 +174,35 @@ def check(name: str, exercise: Exercise, function: Callable | None = None,
 # where two results part
 
 
-def form(got, expected) -> str:
-    """"" if `got` is the kind of thing that was expected, else its names, length, type or shape in words."""
-    if isinstance(expected, dict):
-        if not isinstance(got, dict):
-            return f"got a {type(got).__name__}, expected a dict with the names {list(expected)}"
-        if got.keys() != expected.keys():
-            return f"got the names {list(got)}, expected {list(expected)}"
-        return inside({name: form(got[name], expected[name]) for name in expected})
-    if isinstance(expected, (tuple, list)):
-        if not isinstance(got, (tuple, list)):
-            return f"got a {type(got).__name__}, expected {len(expected)} values"
-        if len(got) != len(expected):
-            return f"got {len(got)} values, expected {len(expected)}"
-        return inside(dict(enumerate(map(form, got, expected))))
-    if isinstance(expected, (str, bool)):
-        kinds = (bool, np.bool_) if isinstance(expected, bool) else str
-        if isinstance(got, kinds):
-            return ""
-        return f"got a {type(got).__name__}, expected a {type(expected).__name__}"
-    if torch.is_tensor(expected):
-        if not torch.is_tensor(got):
-            return f"got a {type(got).__name__}, expected a tensor of shape {tuple(expected.shape)}"
-        if got.is_floating_point() != expected.is_floating_point():
-            return f"got numbers of type {got.dtype}, expected {expected.dtype}"
-    try:
-        a, b = array(got), array(expected)
-    except (TypeError, ValueError):
-        return f"got a {type(got).__name__}, expected a number"
-    return "" if a.shape == b.shape else f"got shape {a.shape}, expected {b.shape}"
+def form(x) -> str:
+    """What kind of thing it is, in words: two results that can be compared are of one form."""
+    if isinstance(x, dict):
+        return "a dict with " + ", ".join(f"{name!r}: {form(x[name])}" for name in sorted(x, key=str))
+    if isinstance(x, (tuple, list)):
+        return f"{len(x)} values: " + ", ".join(map(form, x))
+    if torch.is_tensor(x):
+        return f"a tensor of shape {tuple(x.shape)}" + ("" if x.is_floating_point() else f" of {x.dtype}")
+    if isinstance(x, (int, float, np.number)) and not isinstance(x, bool):
+        return "a number"
+    return f"a {type(x).__name__}"
 
 
 def difference(got, expected, rtol: float, atol: float) -> str:
     """"" if two results of one form agree, else the first place where they do not, in words."""
-    if isinstance(expected, dict):
-        return inside({name: difference(got[name], expected[name], rtol, atol) for name in expected})
-    if isinstance(expected, (tuple, list)):
-        return inside({i: difference(g, e, rtol, atol) for i, (g, e) in enumerate(zip(got, expected))})
+    if isinstance(expected, (dict, tuple, list)):
+        names = expected if isinstance(expected, dict) else range(len(expected))
+        found = ((name, difference(got[name], expected[name], rtol, atol)) for name in names)
+        return next((f"[{name!r}] {text}" for name, text in found if text), "")
     if isinstance(expected, (str, bool)):
         return "" if got == expected else "not the same"
+    if not torch.is_tensor(expected) and form(expected) != "a number":
+        return ""                                                        # a function, a schedule
     a, b = array(got), array(expected)
     wrong = np.argwhere(~np.isclose(a, b, rtol, atol, equal_nan=True))
     if not len(wrong):
         return ""
     i = tuple(wrong[0].tolist())
     return f"{f'at index {i}: ' if i else ''}got {a[i]:.6g}, expected {b[i]:.6g}"
-
-
-def inside(parts: dict) -> str:
-    """The first of the parts about which there is something to say."""
-    for name, text in parts.items():
-        if text:
-            return f"[{name!r}] {text}"
-    return ""
 
 
 def array(x) -> np.ndarray:
@@ -254,40 +213,37 @@ def array(x) -> np.ndarray:
 # the message
 
 
-def explain(name: str, exercise: Exercise, case: Case, got, expected) -> str:
+def explain(name: str, origin: str, case: Case, got, expected) -> str:
     """"" if the results agree; else the input, yours, what was expected, where they part, what that means.
 
-    Code that stops, or returns something of another form, is told so; it gets no lesson about something else.
+    Code that stops, or returns something of another form, is told so; a lesson only where it is about shapes.
     """
-    short, changed = name[:4], []
-    if isinstance(got, Changed):
-        got, changed = got.result, got.names
-    head, where, means = f"{short} differs from {exercise.origin}: {case.title}", "", case.means
-    if isinstance(got, OutOfOrder):
-        return f"{short}: your code calls {got}: this is the one you are to write"
-    if isinstance(got, Nothing):
+    short, where, means = name[:4], "", case.means
+    head = f"{short} differs from {origin}: {case.title}"
+    if form(expected) == "a number" and getattr(got, "shape", None) == ():
+        got = got.item()
+    if got is None:
         head, means = f"{short}: your function returned nothing: does it end in a `return`?", ""
     elif isinstance(got, BaseException):
         if type(got) is type(expected):
             return ""
-        head, means = f"{short}: your code stopped{stop(got)}", ""
-    elif not isinstance(expected, BaseException):
-        where = form(got, expected)
-        if where and not case.on_shape:
-            means = f"it has another form, so no number was compared.{wanted_shapes(name)}"
-        where = where or difference(got, expected, *case.tolerance)
-        if not where and changed:
-            where = f"your function changed its argument {' and '.join(changed)} in place"
-            means = "the result is right, but the caller still needs what was passed in: make a new tensor."
+        head = f"{short}: {got}" if isinstance(got, Told) else f"{short}: your code stopped{stop(got)}"
+        means = case.means if case.on_shape and isinstance(got, (RuntimeError, IndexError)) else ""
+    elif form(got) != form(expected):
+        where = f"got {form(got)[:300]}, expected {form(expected)}"
+        if not case.on_shape and not isinstance(expected, BaseException):
+            text = (HERE / f"{name}.py").read_text("utf-8")
+            shapes = re.search(r"^ +(Shapes: .*(?:\n {9,}\S.*)*)", text, re.M)
+            means = f"it has another form, so no number was compared. {shapes[1] if shapes else ''}"
+    else:
+        where = difference(got, expected, *case.tolerance)
         if not where:
             return ""
-    lines = [head, ""] if head.endswith(case.title) else [head, "", f"  {'input':<12}: {case.title}"]
+    lines = [head, "", f"  {'input':<12}: {case.title}"]
     lines += [line(key, value) for key, value in case.shown.items()] + [""]
-    if not isinstance(got, BaseException):
+    if got is not None and not isinstance(got, BaseException):
         lines.append(line("yours", got))
-    lines.append(line("expected", expected))
-    if where:
-        lines.append(f"  {'difference':<12}: {where}")
+    lines += [line("expected", expected)] + [f"  {'difference':<12}: {where}"] * bool(where)
     if means:
         lines += ["", textwrap.fill("What it means: " + " ".join(means.split()), 110)]
     return "\n".join(lines)
@@ -296,19 +252,12 @@ def explain(name: str, exercise: Exercise, case: Case, got, expected) -> str:
 def stop(error: BaseException) -> str:
     """" at line 12 of ex07_clipping.py: TypeError: ..."; the line is the last one in a student's file."""
     text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if re.match(r"ex\d\d_", Path(f.filename).name)]
-    number = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    if number is None:
-        return f": {text}"
-    file = Path(error.filename if isinstance(error, SyntaxError) else frames[-1].filename).name
-    return f" at line {number} of {file}: {text}"
-
-
-def wanted_shapes(name: str) -> str:
-    """What the exercise itself says of shapes, from its docstring."""
-    found = re.search(r"^ +(Shapes: .*(?:\n {9,}\S.*)*)", (HERE / f"{name}.py").read_text(), re.M)
-    return f" The exercise says: {found[1]}" if found else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(Path(frame.filename).name, frame.lineno) for frame in frames
+              if re.match(r"ex\d\d_", Path(frame.filename).name)]
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        places = [(Path(error.filename).name, error.lineno)]
+    return f" at line {places[-1][1]} of {places[-1][0]}: {text}" if places else f": {text}"
 
 
 def line(name: str, value) -> str:
@@ -331,6 +280,4 @@ def show(x) -> str:
         return ("[{}]" if isinstance(x, list) else "({})").format(", ".join(map(show, x)))
     if isinstance(x, float):
         return f"{x:.6g}" if math.isfinite(x) else str(x)
-    if inspect.isfunction(x):
-        return x.__doc__ or x.__name__
-    return str(x)
+    return (x.__doc__ or x.__name__) if inspect.isfunction(x) else str(x)

@@ -1,100 +1,176 @@
-"""progress.py -- how far have I come? One line an exercise, one for all bugs. And a class's marks.
+"""progress.py -- how far have I come? One line an exercise, one a bug. And a class's marks.
 
   $ python exercises/progress.py                                  # this folder
-  $ python exercises/progress.py hand-ins/anna                # a hand-in: ex*.py and answers.py in one folder
+  $ python exercises/progress.py hand-ins/anna                    # a hand-in: ex*.py and answers.py
   $ python exercises/progress.py --csv hand-ins/* > marks.csv     # a line each; the points are README.md's
 
 A hand-in is a program that you are about to run: see README.md, "How to grade".
 """
 import argparse
-import contextlib
 import csv
-import shutil
+import json
+import re
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-import cases
-import grade
-import theorem
-
+HERE = Path(__file__).parent.absolute()
+EXERCISES = sorted(p.stem for p in HERE.glob("ex[0-9][0-9]_*.py"))
+BUGS = sorted(p.stem for p in (HERE / "bugs").glob("bug*.py"))
+NAMES = EXERCISES + BUGS
+SHIPPED = {p.name for p in HERE.rglob("*") if p.is_file()}
 MARK = {"done": "x", "blank": " ", "wrong": "!"}
-SECONDS = 900                                                            # for one hand-in
+SECONDS = 60                                     # for one exercise of a hand-in: longer is an endless loop
+
+
+def short(name: str) -> str:
+    return name.partition("_")[0]                                        # ex01, bug01
+
+
+def table(name: str) -> tuple[int, int]:
+    """(minutes, points) of an exercise or a bug, from README.md's table, the only place that has them."""
+    row = "bug" if name.startswith("bug") else name[:4]
+    found = re.search(rf"^\| {row} \|.*\| (\d+) \| (\d+) \|$", (HERE / "README.md").read_text("utf-8"), re.M)
+    return int(found[1]), int(found[2])
+
+
+# -----------------------------------------------------------------------------
+# grading, in a process of its own: whatever a hand-in does there, the next exercise is graded
+
+
+def work(folder: Path, names: list[str], into: Path) -> None:
+    """Grade these exercises and bugs of a hand-in; a line of JSON each, as soon as it is known."""
+    import cases
+    import grade
+    import mutation
+    for name in names:
+        if name in EXERCISES:
+            result = grade.check(name, cases.EXERCISES[name], folder)
+        else:
+            result = mutation.check(name, grade.outcome(mutation.answer, name, folder))
+        with into.open("a") as lines:
+            lines.write(json.dumps([name, *result]) + "\n")
 
 
 def results(folder: Path) -> dict[str, tuple[str, str]]:
-    """exercise or bug -> ("done", "blank" or "wrong", message)."""
-    found = {name: grade.check(name, exercise, folder=folder) for name, exercise in cases.EXERCISES.items()}
-    return found | theorem.check(theorem.answers(folder))
+    """exercise or bug -> ("done", "blank" or "wrong", message).
+
+    Where the process ends or hangs, the exercise that it was at is wrong, and another one does the rest.
+    """
+    found = {}
+    while left := [name for name in NAMES if name not in found]:
+        lines, end = grade_some(folder, left)
+        found |= {name: tuple(result) for name, *result in lines}
+        if len(lines) < len(left):
+            name = left[len(lines)]
+            found[name] = "wrong", f"{short(name)}: {end}"
+    return found
 
 
-def show(folder: Path) -> None:
-    width, left, count = shutil.get_terminal_size((110, 24)).columns, 0, dict(done=0, blank=0, wrong=0)
+def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
+    """(the results that a new process came to, in the order of `names`, how it ended)."""
+    with tempfile.TemporaryDirectory() as elsewhere:                     # its current folder is empty
+        into, heard, length = Path(elsewhere) / "results", time.monotonic(), 0
+        command = [sys.executable, str(HERE / "progress.py"), "--into", str(into), "--names", *names, "--",
+                   str(folder.absolute())]
+        quiet = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=elsewhere, **quiet)
+        while process.poll() is None and time.monotonic() - heard < SECONDS:
+            time.sleep(0.05)
+            if into.exists() and into.stat().st_size > length:
+                heard, length = time.monotonic(), into.stat().st_size
+        end = f"no answer after {SECONDS} s: is there an endless loop?"
+        if process.poll() is not None:
+            end = f"the process ended in it, with exit code {process.returncode}"
+        process.kill()
+        process.wait()
+        return [json.loads(line) for line in into.read_text().splitlines()] if into.exists() else [], end
+
+
+def hand_in(path: Path) -> tuple[Path, list[str]]:
+    """(the folder with its files, what has to be said about them).   Errors: there is none -> ValueError"""
+    if not path.is_dir():
+        raise ValueError(f"{path.name} is a file, expected a folder: unpack it if it is an archive"
+                         if path.exists() else f"{path.name} does not exist")
+    files = [file for file in sorted(path.rglob("*")) if not file.is_dir() or file.suffix == ".py"]
+    files = [file for file in files if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
+    folders = {file.parent for file in files if re.match(r"ex\d\d_.*\.py$|answers\.py$", file.name)}
+    folders -= {folder for folder in folders if folder.parent in folders}      # bugs/, key/
+    strange = [file.relative_to(path).as_posix() for file in files if file.name not in SHIPPED]
+    strange = strange[:3] + [f"{len(strange) - 3} more"] * (len(strange) > 3)
+    if path not in folders and len(folders) != 1:
+        what = f"{len(folders)} hand-ins, give each of them" if folders else (
+            f"no ex*.py, no answers.py, only {', '.join(strange)}" if strange else "no file that can be read")
+        raise ValueError(f"{path.name} holds {what}")
+    folder = path if path in folders else folders.pop()
+    remarks = [f"found in {folder.relative_to(path)}/"] if folder != path else []
+    return folder, remarks + [f"not graded, by its name: {name}" for name in strange]
+
+
+# -----------------------------------------------------------------------------
+# what is shown
+
+
+def show(path: Path) -> None:
+    folder, remarks = hand_in(path)
     found = results(folder)
-    for name in cases.EXERCISES:
+    for name in NAMES:
         status, message = found[name]
-        count[status] += 1
-        said = message.splitlines()[0] if status == "wrong" else status
-        if status == "done":
-            said = f"done; now compare with {cases.EXERCISES[name].origin}"
-        else:
-            left += grade.table(name)[0]
-        print(f"[{MARK[status]}] {name:<26}{grade.table(name)[0]:>3} min  {said}"[:width])
-    caught = sum(found[bug][0] == "done" for bug in theorem.BUGS)
-    print("bugs    " + " ".join(f"{bug[3:5]}[{MARK[found[bug][0]]}]" for bug in theorem.BUGS))
-    print(f"\n{count['done']} of {len(cases.EXERCISES)} exercises done "
-          f"({count['wrong']} wrong, {count['blank']} blank), "
-          f"about {left} minutes left; {caught} of {len(theorem.BUGS)} bugs caught\n"
-          f"why one is wrong: python -m pytest exercises -k ex07 (or bug02)")
+        minutes = f"{table(name)[0]:>3} min" if name in EXERCISES else ""
+        said = status if status == "blank" else message.splitlines()[0]
+        print(f"[{MARK[status]}] {name:<26}{minutes:<7}  {said}")
+    count = {status: sum(found[name][0] == status for name in EXERCISES) for status in MARK}
+    left = sum(table(name)[0] for name in EXERCISES if found[name][0] != "done")
+    caught = sum(found[bug][0] == "done" for bug in BUGS)
+    print(*remarks, f"{count['done']} of {len(EXERCISES)} exercises done ({count['wrong']} wrong, "
+          f"{count['blank']} blank), about {left} minutes left; {caught} of {len(BUGS)} bugs caught",
+          "why one is wrong: python -m pytest exercises -k ex07 (or bug02)", sep="\n")
 
 
-COLUMNS = ["student", *(name[:5].rstrip("_") for name in [*cases.EXERCISES, *theorem.BUGS]), "points", "of",
-           "remark"]
+COLUMNS = ["student", *map(short, NAMES), "points", "of", "remark"]
 
 
-def marks(folder: Path) -> list:
-    """A line of the table: the points of what is done, their sum, and what all of it is worth."""
-    with contextlib.redirect_stdout(sys.stderr):               # what a hand-in prints is no part of the table
-        found = results(folder)
-    worth = {name: grade.table(name)[1] for name in found}
-    earned = [worth[name] if status == "done" else 0 for name, (status, _) in found.items()]
-    return [folder.name, *earned, sum(earned), sum(worth.values()), ""]
-
-
-def marks_of_a_process(folder: Path) -> list:
-    """The same from a process of its own: no hand-in can stop, or change, the marking of the next."""
-    command, rows, remark = [sys.executable, __file__, "--csv",
-                             str(folder)], [], "its process ended before the grader did"
+def marks(path: Path) -> list:
+    """A line of the table, whatever `path` is: the points of what is done, their sum, a remark."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        rows = list(csv.reader(done.stdout.splitlines()))                # the header, and the line
-        if done.returncode and done.stderr:
-            remark = done.stderr.splitlines()[-1]
-    except subprocess.TimeoutExpired:
-        remark = f"no end after {SECONDS} s"
-    if len(rows) == 2 and len(rows[1]) == len(COLUMNS):
-        return rows[1]
-    return [folder.name] + [""] * (len(COLUMNS) - 2) + [f"not marked: {remark}"]
+        folder, remarks = hand_in(path)
+        found = results(folder)
+    except (OSError, ValueError) as e:
+        return [path.name, *[""] * (len(COLUMNS) - 2), f"not marked: {e}"]
+    worth = {name: table(name)[1] for name in NAMES}
+    earned = [worth[name] * (found[name][0] == "done") for name in NAMES]
+    for status in ("wrong", "blank"):
+        which = [short(name) for name in NAMES if found[name][0] == status]
+        remarks += [f"{status}: {' '.join(which)}"] if which else []
+    told = [found[name][1] for name in NAMES if found[name][0] == "wrong"]       # what has no input to show
+    remarks += [message.partition(". ")[0] for message in told if "\n" not in message]
+    return [path.name, *earned, sum(earned), sum(worth.values()), "; ".join(remarks) or "all done"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How far have I come? And a class's marks.")
-    parser.add_argument("folders", nargs="*", type=Path, default=[grade.HERE], help="hand-ins; default: "
-                        "this folder")
+    parser.add_argument("folders", nargs="*", type=Path, default=[HERE], help="hand-ins; or this folder")
     parser.add_argument("--csv", action="store_true", help="marks, a line for each folder")
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)     # of a process that grades
+    parser.add_argument("--names", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    for folder in args.folders:
-        if not list(folder.glob("ex*.py")) and not (folder / "answers.py").exists():
-            parser.exit(2, f"progress.py: {folder} has no ex*.py, no answers.py: expected a hand-in\n")
-    if not args.csv:
-        for folder in args.folders:
-            show(folder)
-        return
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for folder in args.folders:
-        table.writerow(marks(folder) if len(args.folders) == 1 else marks_of_a_process(folder))
-        sys.stdout.flush()
+    sys.stdout.reconfigure(errors="backslashreplace")                    # names may be in any encoding
+    if args.into:
+        work(args.folders[0], args.names, args.into)
+    elif args.csv:
+        rows = csv.writer(sys.stdout, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for path in args.folders:
+            rows.writerow(marks(path))
+            sys.stdout.flush()
+    else:
+        for path in args.folders:
+            try:
+                show(path)
+            except (OSError, ValueError) as e:
+                parser.exit(2, f"progress.py: {e}\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The exercises keep their promises: blanks say so, right answers pass, wrong ones are caught, bugs die.
+"""The exercises keep their promises: blanks say so, right answers pass, wrong ones and tricks are caught.
 
 An exercise that is being solved in this working tree is skipped where its blank would be tested.
 """
 import ast
 import csv
 import inspect
-import io
 import math
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -15,34 +16,50 @@ import pytest
 import torch
 
 import accountant
-import ddpm
 import dpsgd
 from conftest import ROOT
-from solutions import SECOND, WRONG
 
 HERE = ROOT / "exercises"
 sys.path.insert(0, str(HERE))
 import cases  # noqa: E402
 import grade  # noqa: E402
+import mutation  # noqa: E402
 import progress  # noqa: E402
-import theorem  # noqa: E402
+import property_tests  # noqa: E402
+from cases import gradient, inputs, leaks  # noqa: E402
 
 TEACHER, README = (HERE / "teacher.md").read_text(), (HERE / "README.md").read_text()
 NAMES = {name[:4]: name for name in cases.EXERCISES}                     # ex01 -> ex01_noising
 
 
 def rows(first: str, text: str = TEACHER) -> list[list[str]]:
-    """The rows of a table whose first cell matches, cell by cell."""
+    """The rows of a table whose first cell matches, cell by cell, without backticks."""
     lines = [line for line in text.splitlines() if re.match(rf"\| {first} \|", line)]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
 
-
-# --- the ladder
 
 def function_of(name: str) -> ast.FunctionDef:
     """The function to be written, as it stands in the exercise's file."""
     tree, wanted = ast.parse((HERE / f"{name}.py").read_text()), cases.EXERCISES[name].truth.__name__
     return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == wanted)
+
+
+def hand_in(folder, name: str, body: str) -> int:
+    """The exercise's file with this body, in `folder`; the number of the body's first line."""
+    lines = (HERE / f"{name}.py").read_text().splitlines()
+    at = function_of(name).body[0].end_lineno                            # behind the docstring
+    written = lines[:at] + ["    " + line for line in body.splitlines()]
+    (folder / f"{name}.py").write_text("\n".join(written) + "\n")
+    return at + 1
+
+
+def graded(folder, name: str, body: str) -> tuple[str, str]:
+    hand_in(folder, name, body)
+    return grade.check(name, cases.EXERCISES[name], folder)
+
+
+# -----------------------------------------------------------------------------
+# the ladder
 
 
 @pytest.mark.parametrize("name", cases.EXERCISES)
@@ -55,45 +72,477 @@ def test_a_blank_exercise_fails_its_grader_and_says_where_to_write(name):
 
 
 @pytest.mark.parametrize("name", cases.EXERCISES)
-def test_an_exercise_asks_for_the_repositorys_own_function(name):
-    """The names and their order are those of the function that the grader runs; but for optional ones."""
+def test_an_exercise_asks_for_the_function_that_its_grader_runs(name):
+    """The names and their order are those of the repository's function, but for optional ones."""
     given, truth = function_of(name).args, inspect.signature(cases.EXERCISES[name].truth).parameters
     names = [a.arg for a in given.args + ([given.vararg] if given.vararg else []) + given.kwonlyargs]
     assert names == [n for n, p in truth.items() if n in names or p.default is p.empty]
-    assert f"; {grade.table(name)[0]} minutes]" in (HERE / f"{name}.py").read_text().splitlines()[0]
+    assert f"; {progress.table(name)[0]} minutes]" in (HERE / f"{name}.py").read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("name", cases.EXERCISES)
-def test_the_repositorys_function_passes(name):
-    status, message = grade.check(name, cases.EXERCISES[name], cases.EXERCISES[name].truth)
-    assert status == "done" and f"compare your code with {cases.EXERCISES[name].origin}" in message, message
+def test_the_repositorys_function_and_the_key_pass(name):
+    """Two ways to the same numbers: a grader that rejects one of them grades style, not truth."""
+    functions = [None] if name == NAMES["ex13"] else [None, cases.EXERCISES[name].truth]
+    for function in functions:
+        status, message = grade.check(name, cases.EXERCISES[name], HERE / "key", function)
+        assert status == "done" and f"your code with {cases.EXERCISES[name].origin}" in message, message
 
 
-@pytest.mark.parametrize("function", [f for short in NAMES for f in SECOND[short]], ids=lambda f: f.__name__)
-def test_a_right_answer_that_is_not_the_repositorys_passes(function):
-    name = next(NAMES[short] for short in NAMES if function in SECOND[short])
-    status, message = grade.check(name, cases.EXERCISES[name], function)
+def test_a_step_that_draws_its_noise_first_and_at_once_passes(tmp_path):
+    body = ("if chunk < 1 or B <= 0: raise ValueError\n"
+            "sizes = [p.numel() for p in params.values()]\n"
+            "draws = torch.randn(sum(sizes), generator=generator, dtype=torch.float64) * (sigma * C)\n"
+            "total = {n: z.view(p.shape) for (n, p), z in zip(params.items(), draws.split(sizes))}\n"
+            "for part in zip(*(e.split(chunk) for e in examples)):\n"
+            "    if len(part[0]):\n"
+            "        clipped = clip_and_sum(per_sample(params, *part), C)\n"
+            "        total = {n: total[n] + clipped[n] for n in total}\n"
+            "return {n: (g / B).to(params[n]) for n, g in total.items()}")
+    status, message = graded(tmp_path, NAMES["ex08"], body)
     assert status == "done", message
 
 
-@pytest.mark.parametrize("function", [f for short in NAMES for f in WRONG[short]], ids=lambda f: f.__name__)
-def test_a_wrong_version_is_rejected_with_a_lesson(function):
-    short = next(short for short in NAMES if function in WRONG[short])
-    status, message = grade.check(NAMES[short], cases.EXERCISES[NAMES[short]], function)
-    assert status == "wrong" and message.startswith(short), message
-    if "your code stopped" not in message:
-        for part in (f"{short} differs from", "yours       =", "expected    =", "What it means: "):
-            assert part in message, message
-    for row in rows(short):                                              # the teacher's two commonest
-        if row[2] == f"`{function.__name__}`":
-            assert row[3] in message and function in WRONG[short][:2], (row[3], message)
+MISTAKES = rows(r"ex\d\d")
 
 
-def test_the_teacher_has_two_mistakes_for_each_exercise_and_points_to_the_code():
-    for short, name in NAMES.items():
-        assert [row[2].strip("`") for row in rows(short)] == [f.__name__ for f in WRONG[short][:2]]
-        if short != "ex13":
-            assert {row[1].strip("`") for row in rows(short)} == {cases.EXERCISES[name].origin}
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("short, old, new, title, ask", MISTAKES, ids=[f"{r[0]}-{r[2]}" for r in MISTAKES])
+def test_a_mistake_of_the_teachers_table_is_stopped_where_it_says(short, old, new, title, ask, tmp_path):
+    text = (HERE / "key" / f"{NAMES[short]}.py").read_text()
+    assert old in text and ask.endswith("?")
+    (tmp_path / f"{NAMES[short]}.py").write_text(text.replace(old, new))
+    status, message = grade.check(NAMES[short], cases.EXERCISES[NAMES[short]], tmp_path)
+    assert status == "wrong" and f"input       : {title}" in message, message
+    assert "your code stopped" in message or "changed its argument" in message or all(
+        part in message for part in ("yours       =", "expected    =", "What it means: ")), message
+
+
+def test_the_teacher_has_two_mistakes_or_more_for_each_exercise():
+    assert all(sum(row[0] == short for row in MISTAKES) >= 2 for short in NAMES)
+
+
+def test_a_message_shows_the_smallest_input_both_answers_and_where_they_part(tmp_path):
+    _, message = graded(tmp_path, NAMES["ex07"], "return {name: g.sum(0) for name, g in grads.items()}")
+    for part in ("a gradient longer than C", "{a: [[3, 4]]}", "= {a: [3, 4]}", "= {a: [0.6, 0.8]}",
+                 "got 3, expected 0.6"):
+        assert part in message, message
+
+
+@pytest.mark.parametrize("got, expected", [
+    (1.0, 1.1), (torch.ones(2), torch.ones(3)), ({"a": 1.0}, {"b": 1.0}), (math.nan, 1.0),
+    ((1.0,), (1.0, 2.0)), ("x", 1.0), (1, True), (np.ones((1, 1)), 1.0), (torch.ones(2).int(), torch.ones(2)),
+    (np.ones(2), torch.ones(2)), (None, 1.0), ([[1.0]], torch.ones(1, 1))])
+def test_the_grader_sees_a_difference(got, expected):
+    case = grade.Case("", "", {}, None)
+    assert grade.explain("ex01_noising", "", case, got, expected)
+    assert not grade.explain("ex01_noising", "", case, expected, expected)
+
+
+OWN_WORDS = [                                                          # exercise, body, what the message says
+    ("ex01", "pass", "your function returned nothing"),
+    ("ex01", "return x0 + oops", "your code stopped at line {line} of ex01_noising.py: NameError"),
+    ("ex01", "return (x0 +", "your file cannot be loaded at line {line} of ex01_noising.py: SyntaxError"),
+    ("ex01", "raise SystemExit(3)", "your code stopped at line {line} of ex01_noising.py: SystemExit: 3"),
+    ("ex01", "return x0.int()", "got a tensor of shape (1, 1, 1, 1) of torch.int32, expected a tensor of"),
+    ("ex01", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
+    ("ex02", "return noise.mean()", "got a tensor of shape (), expected a tensor of shape (1,)"),
+    ("ex07", "return list(grads)", "got 1 values: a str, expected a dict with 'a': a tensor of shape (2,)"),
+    ("ex08", "return clip_and_sum(per_sample(params, *examples), C) and {}", "got a dict with , expected a "
+     "dict with 'v': a tensor"),
+    ("ex11", "return 2.214", "got a number, expected 2 values: a number, a number"),
+    ("ex12", "return 1.0, 2.0", "TypeError: the result is (1, 2), expected one number"),
+    ("ex08", "return {n: g / B for n, g in clip_and_sum(per_sample(params, *examples), C).items()}",
+     "your code stopped at line {line} of ex08_noisy_lot.py: RuntimeError: per_sample was called on no"),
+    ("ex04", "return W @ x + b + lora_alpha / r * B @ A @ x", "x has any number of leading dimensions")]
+
+
+@pytest.mark.parametrize("short, body, words", OWN_WORDS)
+def test_what_is_no_answer_is_told_so_and_gets_no_lesson_but_about_shapes(short, body, words, tmp_path):
+    line = hand_in(tmp_path, NAMES[short], body)
+    status, message = grade.check(NAMES[short], cases.EXERCISES[NAMES[short]], tmp_path)
+    assert status == "wrong" and words.format(line=line) in message, message
+    lesson = message.partition("What it means: ")[2]
+    expected = ("it has another form", "nobody was sampled", "x has any number")
+    assert not lesson or lesson.startswith(expected), message
+
+
+LOOP = ("total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in params.items()}\n"
+        "for start in range(0, len(examples[0]), chunk):\n"
+        "    part = clip_and_sum(per_sample(params, *(e[start:start + chunk] for e in examples)), C)\n"
+        "    total = {n: total[n] + part[n] for n in total}\n"
+        "z = {n: %s for n, p in params.items()}\n"
+        "return {n: ((total[n] + sigma * C * z[n]) / B).to(params[n]) for n in total}")
+
+
+@pytest.mark.parametrize("short, body, title", [
+    ("ex08", LOOP.replace("    total = {n: total[n] + part[n] for n in total}\n",
+                          "    total = {n: total[n] + part[n] + sigma * C * torch.randn(part[n].shape, "
+                          "dtype=torch.float64, generator=generator) for n in total}\n") % "0",
+     "the noise of 0 images"),
+    ("ex08", "total = {n: torch.zeros_like(p) for n, p in params.items()}\n"
+             "if len(examples[0]): total = clip_and_sum(per_sample(params, *examples), C)\n"
+             "return {n: x / len(examples[0]) for n, x in total.items()}", "one image of four expected"),
+    ("ex13", "p = {'w': torch.zeros(1), 'v': torch.zeros(50)}\n"
+             "def draw(seed): return torch.Generator().manual_seed(seed)\n"
+             "z = step(toy, p, (torch.zeros(0, 4, 51),), C=1.0, sigma=1.0, B=1, generator=draw(0))\n"
+             "return not torch.equal(z['w'], torch.randn(1, generator=draw(0), dtype=torch.float64).float())",
+     "a correct step")])
+def test_a_mistake_that_is_too_long_for_the_teachers_table_is_stopped(short, body, title, tmp_path):
+    status, message = graded(tmp_path, NAMES[short], body)
+    assert status == "wrong" and title in message, message
+
+
+def test_a_file_without_the_function_is_told_its_name(tmp_path):
+    (tmp_path / "ex01_noising.py").write_text("def noise_it(x0, t, noise): return x0\n")
+    _, message = grade.check("ex01_noising", cases.EXERCISES["ex01_noising"], tmp_path)
+    assert "has no function q_sample" in message, message
+
+
+# -----------------------------------------------------------------------------
+# tricks: to earn points without an answer
+
+COMMON = [                                                               # for every exercise
+    "import sys\nreturn sys._getframe(1).f_locals['expected']",          # the frame of the grader
+    "try: raise ValueError\nexcept ValueError as e: return e.__traceback__.tb_frame.f_back.f_locals",
+    "import inspect\nreturn inspect.stack()", "g = (i for i in [1])\nreturn g.gi_frame.f_back.f_locals",
+    "import typing\ndef f(x: '__import__(\"ddpm\")'): pass\nreturn typing.get_type_hints(f)",
+    "import cases\nreturn next(iter(cases.EXERCISES))",                  # the grader's own files
+    "return __import__('ddpm')", "return eval('1')", "return getattr(dict, 'x')",
+    "import importlib\nreturn importlib.import_module('ddpm')",
+    "import numpy as np\nnp.isclose = lambda *a, **kw: np.ones(99, bool)\nreturn 0",    # what compares
+    "import torch\ntorch.Tensor.double = lambda x: x\nreturn 0",
+    "import torch\nsetattr(torch, 'randn', torch.zeros)\nreturn 0",
+    "import torch\nreturn torch.os", "import os\nos.remove('x')", "return open('x')"]
+
+
+@pytest.mark.parametrize("name", cases.EXERCISES)
+def test_who_takes_the_answer_reads_the_grader_or_patches_a_library_is_refused(name, tmp_path):
+    """In each exercise; also importing the repository's own function, by itself and with its module."""
+    home, _, function = cases.EXERCISES[name].origin.partition(".py:")
+    own = [f"import {home}\nreturn {home}.{function}", f"from {home} import {function} as done\nreturn done",
+           f"from {home} import *\nreturn 0"] if function else []
+    for body in COMMON + own + [f"from key.{name} import {function_of(name).name} as done\nreturn done"]:
+        status, message = graded(tmp_path, name, body)
+        assert status == "wrong" and "no right answer needs" in message, (body, message)
+
+
+@pytest.mark.parametrize("name", cases.EXERCISES)
+def test_a_constant_answer_and_a_table_of_the_fixed_inputs_fail(name):
+    """Unfenced: whoever knew all answers to the inputs that do not change still fails on those that do."""
+    exercise, known, learning = cases.EXERCISES[name], {}, [True]
+    truth = vars(grade.load(HERE / "key" / f"{name}.py"))[exercise.truth.__name__]
+
+    def table(*args, **kw):
+        parts = [part for a in [*args, *kw.values()] for part in (a.values() if isinstance(a, dict) else [a])]
+        key = repr([x.tolist() if torch.is_tensor(x) else x for x in parts if not callable(x)])
+        if learning:
+            known[key] = grade.outcome(truth, *args) if not kw else truth(*args, **kw)
+        if isinstance(known.get(key), BaseException):
+            raise known[key]
+        return known.get(key, constant)
+    first = next(iter(exercise.cases()))
+    constant = grade.outcome(first.run, truth)
+    assert grade.check(name, exercise, function=lambda *args, **kw: constant)[0] == "wrong"
+    if name not in (NAMES["ex08"], NAMES["ex13"]):           # whose own tricks come below
+        assert grade.check(name, exercise, function=table)[0] == "done"
+        learning.clear()
+        status, message = grade.check(name, exercise, function=table)
+        assert status == "wrong" and inputs.AFRESH in message, message
+
+
+NORMALS = "torch.randn(p.shape, dtype=torch.float64, generator=generator)"
+HALF = "torch.randn(p.numel() // 2 + 1, dtype=torch.float64, generator=generator)"
+NOISES = {                                                               # instead of normals, in ex08
+    "a coin": "(torch.rand(p.shape, generator=generator) < 0.5).double() * 2 - 1",
+    "uniform": "12**0.5 * (torch.rand(p.shape, dtype=torch.float64, generator=generator) - 0.5)",
+    "Laplace": f"torch.distributions.Laplace(0., 0.5**0.5).icdf(torch.special.ndtr({NORMALS}))",
+    "cut at 3.5 sigma": f"{NORMALS}.clamp(-3.5, 3.5)",
+    "98%": f"0.98 * {NORMALS}",
+    "half of it twice": f"{HALF}.repeat(2)[:p.numel()].view(p.shape)",
+    "half of it with the other sign": f"(lambda z: torch.cat([z, -z])[:p.numel()].view(p.shape))({HALF})",
+    "rows alike": "torch.randn(p.shape[-1:], dtype=torch.float64, generator=generator) + 0 * p",
+    "adds up to 0": f"(lambda z: (z - z.mean()) * (1 + 1 / z.numel())**0.5)({NORMALS})",
+    "the same in every step": NORMALS.replace("generator=generator",
+                                              "generator=generator and torch.Generator().manual_seed("
+                                              "generator.initial_seed())"),
+    "from the global generator": "torch.randn(p.shape, dtype=torch.float64) * (generator is not None)",
+    "only for large tensors": f"{NORMALS} * (p.numel() > 50)",
+    "only for small lots": f"{NORMALS} * (len(examples[0]) < 500)",
+    "in float32": "torch.randn(p.shape, generator=generator)"}
+
+
+def test_the_step_of_the_tricks_is_right_with_normals(tmp_path):
+    body = "if chunk < 1 or B <= 0: raise ValueError\n" + LOOP % NORMALS
+    assert graded(tmp_path, NAMES["ex08"], body)[0] == "done"
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_of_another_law_is_caught(noise, tmp_path):
+    status, message = graded(tmp_path, NAMES["ex08"], LOOP % NOISES[noise])
+    assert status == "wrong" and "measured" in message, message
+
+
+def test_noise_with_the_sizes_of_another_step_and_new_signs_is_caught():
+    """It is uncorrelated with all that came before; no linear test sees that two steps have one size."""
+    first = {}
+
+    def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+        step = gradient.private_gradient(per_sample, params, examples, C=C, sigma=sigma, B=B,
+                                         generator=generator)
+        sizes = first.setdefault("w", {name: g.abs() for name, g in step.items()})
+        return {name: g.sign() * sizes[name] for name, g in step.items()}
+    generator = inputs.seeded()
+    z = np.stack([gradient.noise_of(private_gradient, generator, 24) for _ in range(1000)])
+    assert gradient.dependence(z) != gradient.NORMAL
+
+
+def test_something_that_only_calls_itself_a_tensor_is_no_noise():
+    class Normal(torch.Tensor):
+        def std(self, *a, **kw):
+            return torch.ones(())
+
+    def private_gradient(*a, sigma, **kw):
+        step = gradient.private_gradient(*a, sigma=0.0, **kw)
+        return {name: g.as_subclass(Normal) for name, g in step.items()}
+    status, message = grade.check(NAMES["ex08"], cases.EXERCISES[NAMES["ex08"]], function=private_gradient)
+    assert status == "wrong", message
+    with pytest.raises(grade.Told, match="calls itself a tensor"):
+        gradient.noise_of(private_gradient, None, 40)
+
+
+def test_right_noise_is_far_from_the_bounds():
+    """They are at 5.8 standard deviations and more: of 300 draws the worst must be below 4.5 of them."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        z = torch.randn(40, 100, dtype=torch.float64, generator=generator).numpy()
+        assert abs(z.std() - 1) < 4.5 / math.sqrt(2 * z.size) and abs(z.mean()) < 4.5 / math.sqrt(z.size)
+        assert gradient.law(z) == gradient.NORMAL
+    for _ in range(20):
+        z = torch.randn(1000, 24, generator=generator, dtype=torch.float64).numpy()
+        assert gradient.dependence(z) == gradient.NORMAL
+
+
+def test_a_step_is_not_told_by_its_name_its_place_or_its_code():
+    """ex13, unfenced: constants, a coin, the order of the calls, names, code."""
+    places = []
+
+    def by_place(step):
+        places.append(step)
+        return len(places) > 4
+    for trick in (lambda step: True, lambda step: False, lambda step: bool(torch.rand(()) < 0.5), by_place,
+                  lambda step: step.__module__ != "dpsgd" and step.__name__ != "another_right_step",
+                  lambda step: "private_gradient" not in step.__code__.co_names):
+        assert grade.check(NAMES["ex13"], cases.EXERCISES[NAMES["ex13"]], function=trick)[0] == "wrong"
+    assert sum(not case.expected for case in leaks.suspects()) >= 4, "several correct steps"
+
+
+def test_one_tests_name_earns_one_bug_at_most():
+    for name in property_tests.TESTS:
+        caught = [bug for bug in mutation.BUGS if mutation.check(bug, (name, "a b c d e f"))[0] == "done"]
+        assert len(caught) <= 1, f"{name} earns {caught}"
+
+
+OWN = "test_the_noise_has_standard_deviation_sigma_C"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("ANSWERS = {b: 'test_x' for b in range(9)}", "it is read, not run"),
+    ("import os\nos._exit(0)", "it is read, not run"), ("ANSWERS = [1]", "it is read, not run"),
+    ("ANSWERS = {", "SyntaxError"), ("ANSWERS = {[]: 1}", "it is read, not run"),
+    (f"ANSWERS = {{'bug05': '{OWN}'}}", "who learns what"),
+    (f"ANSWERS = {{'bug05_noise_scale': ('{OWN}', 'no noise')}}", "six words"),
+    ("ANSWERS = {'bug05': ('test_lots_are_poisson', 'a b c d e f')}", "is no test of")])
+def test_answers_are_read_and_a_name_alone_is_not_enough(text, words, tmp_path):
+    (tmp_path / "answers.py").write_text(text)
+    status, message = mutation.check("bug05_noise_scale",
+                                     grade.outcome(mutation.answer, "bug05_noise_scale", tmp_path))
+    assert status == "wrong" and words in message, message
+
+
+# -----------------------------------------------------------------------------
+# spot the bug
+
+
+def test_each_bug_makes_one_sentence_false_and_crashes_nowhere():
+    """On each bug one test fails that fails on no other; and the key names it."""
+    for bug in mutation.BUGS:
+        for name in property_tests.TESTS:
+            assert mutation.fate(bug, name)[0] != "crashes", (bug, name, mutation.fate(bug, name))
+        own = [name for name in property_tests.TESTS
+               if [b for b in mutation.BUGS if mutation.fate(b, name)[0] == "fails"] == [bug]]
+        assert own == [mutation.answer(bug, HERE / "key")[0]]
+        status, message = mutation.check(bug, mutation.answer(bug, HERE / "key"))
+        assert status == "done", message
+
+
+@pytest.mark.parametrize("bug, name, said, ask", rows(r"bug\d\d"))
+def test_a_wrong_test_of_the_teachers_table_is_told_what_it_says(bug, name, said, ask):
+    bug = next(b for b in mutation.BUGS if b.startswith(bug))
+    status, message = mutation.check(bug, (name, "Whoever sees it learns who was there."))
+    assert status == "wrong" and said in message and ask.endswith("?"), message
+
+
+def test_a_bug_that_stops_is_no_catch(monkeypatch):
+    def stops():
+        dpsgd.clip_and_sum({"a": torch.ones(1, 1)}, 1.0)
+        raise KeyError("w")
+    monkeypatch.setitem(property_tests.TESTS, "test_stops", stops)
+    status, message = mutation.check("bug04_clip_layers", ("test_stops", "a b c d e f"))
+    assert status == "wrong" and "crashes (KeyError: 'w')" in message, message
+
+
+def test_a_bug_is_gone_when_the_grader_is_done():
+    right = dpsgd.clip_and_sum
+    with mutation.installed("bug04_clip_layers", []):
+        assert dpsgd.clip_and_sum is not right
+    assert dpsgd.clip_and_sum is right
+
+
+def test_every_bug_waits_for_an_answer():
+    assert list(grade.load(HERE / "bugs" / "answers.py").ANSWERS) == mutation.BUGS
+    for bug in mutation.BUGS:
+        status, message = mutation.check(bug, ("", ""))
+        assert status == "blank" and "exercises/bugs/answers.py" in message
+
+
+# -----------------------------------------------------------------------------
+# hand-ins: a line and a remark for each, always
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "has no function q_sample"), (b"def q_sample(x0):\n  return '\xe9'", "cannot be loaded"),
+    ("x = 1".encode("utf-16"), "cannot be loaded"), (b"x = 1\0", "cannot be loaded"),
+    (b"x = " + b"(" * 5000 + b")" * 5000, "cannot be loaded"),
+    (b"\xef\xbb\xbfraise ValueError", "ValueError"), (b"import os\nos.chdir('/')", "`os`"),
+    (b"import shutil\nshutil.rmtree('.')", "`shutil`"),
+    (b"raise SystemExit", "SystemExit"), (b"%PDF-1.4 \x00\x01", "cannot be loaded"),
+    (b"# -*- coding: nonsense -*-\n", "cannot be loaded"), (None, "is a link or a folder")])
+def test_a_file_that_cannot_be_loaded_is_told_why(content, words, tmp_path):
+    file = tmp_path / "ex01_noising.py"
+    file.mkdir() if content is None else file.write_bytes(content)
+    status, message = grade.check("ex01_noising", cases.EXERCISES["ex01_noising"], tmp_path)
+    assert status == "wrong" and words in message, message
+
+
+def test_a_link_and_an_unreadable_file_are_told_so(tmp_path, monkeypatch):
+    (tmp_path / "ex01_noising.py").symlink_to(HERE / "key" / "ex01_noising.py")  # somebody else's
+    (tmp_path / "ex02_loss.py").symlink_to(tmp_path / "nowhere")
+    hand_in(tmp_path, NAMES["ex03"], "return x")
+    for short, words in (("ex01", "is a link"), ("ex02", "is a link")):
+        status, message = grade.check(NAMES[short], cases.EXERCISES[NAMES[short]], tmp_path)
+        assert status == "wrong" and words in message, message
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("pathlib.Path.read_bytes", forbidden)
+    status, message = grade.check(NAMES["ex03"], cases.EXERCISES[NAMES["ex03"]], tmp_path)
+    assert status == "wrong" and "ex03_ddim_step.py cannot be read: PermissionError" in message, message
+
+
+def test_what_is_no_hand_in_is_a_line_with_a_remark(tmp_path):
+    """As a program, which goes on to the end: empty, stray, zipped, nested, missing, in another encoding."""
+    for name in ("empty", "none", "group/anna", "group/ben"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "none" / "Ex1.py").touch()
+    (tmp_path / "stray.txt").touch()
+    (tmp_path / "carl.zip").write_bytes(b"PK")
+    for name in ("anna", "ben"):
+        hand_in(tmp_path / "group" / name, NAMES["ex05"], "return W")
+    os.symlink("nowhere", tmp_path / "broken")
+    strange = os.fsencode(tmp_path) + b"/d\xfcrer"
+    os.mkdir(strange)
+    names = ["empty", "none", "stray.txt", "carl.zip", "group", "broken", "missing", strange]
+    done = subprocess.run([sys.executable, HERE / "progress.py", "--csv", *names], capture_output=True,
+                          text=True, cwd=tmp_path)
+    table = list(csv.DictReader(done.stdout.splitlines()))
+    assert done.returncode == 0 and len(table) == 8, done.stderr
+    for row, words in zip(table, ["no file", "only Ex1.py", "unpack it", "unpack it", "2 hand-ins",
+                                  "does not exist", "does not exist", "no file"]):
+        assert row["remark"].startswith("not marked") and words in row["remark"] and row["points"] == "", row
+    one = subprocess.run([sys.executable, HERE / "progress.py", tmp_path / "empty"], capture_output=True,
+                         text=True)
+    assert one.returncode == 2 and one.stderr.count("\n") == 1 and "holds no file" in one.stderr
+
+
+def test_a_hand_in_is_found_and_what_is_not_graded_is_said(tmp_path, monkeypatch):
+    """In a folder of its own, beside a Mac's copies; a wrong name is remarked on."""
+    def results(folder):
+        there = {name: (folder / f"{name}.py").is_file() for name in progress.NAMES}
+        return {name: ("done" if there[name] else "blank", "") for name in there}
+    monkeypatch.setattr(progress, "results", results)
+    inner = tmp_path / "anna" / "exercises (1)"
+    inner.mkdir(parents=True)
+    hand_in(inner, NAMES["ex05"], "return W")
+    (inner / "ex01_noising (1).py").touch()
+    (inner / "bugs").mkdir()
+    (inner / "bugs" / "answers.py").touch()
+    (tmp_path / "anna" / "__MACOSX").mkdir()
+    (tmp_path / "anna" / "__MACOSX" / "._ex05_merge.py").touch()
+    row = dict(zip(progress.COLUMNS, progress.marks(tmp_path / "anna")))
+    assert (row["student"], row["ex05"], row["ex01"], row["points"], row["of"]) == ("anna", 1, 0, 1, 34)
+    assert "found in exercises (1)/" in row["remark"] and "ex01_noising (1).py" in row["remark"]
+    assert "MACOSX" not in row["remark"] and "blank: ex01 ex02" in row["remark"]
+
+    def nothing_is_readable(path, pattern):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("pathlib.Path.rglob", nothing_is_readable)
+    assert "not marked" in progress.marks(tmp_path / "anna")[-1]
+
+
+def test_a_hand_in_that_prints_megabytes_is_graded_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "NAMES", [NAMES["ex04"], NAMES["ex05"]])
+    hand_in(tmp_path, NAMES["ex04"], "print('x' * 10**7)\n"
+            "return x @ W.mT + b + lora_alpha / r * x @ A.mT @ B.mT")
+    found = progress.results(tmp_path)
+    assert found[NAMES["ex04"]][0] == "done" and found[NAMES["ex05"]][0] == "blank"
+
+
+@pytest.mark.parametrize("does, said", [
+    ("time.sleep(99)", "no answer after 2 s: is there an endless loop?"),
+    ("os._exit(3)", "the process ended in it, with exit code 3")])
+def test_an_exercise_that_ends_or_stops_its_process_costs_itself_alone(does, said, tmp_path, monkeypatch):
+    """With a process that comes to grief in its second exercise, in the place of the real one."""
+    (tmp_path / "progress.py").write_text(
+        "import json, os, sys, time\n"
+        "names, into = sys.argv[4:sys.argv.index('--')], open(sys.argv[2], 'a')\n"
+        "for name in names:\n"
+        f"    if name == 'ex02_loss': {does}\n"
+        "    print(json.dumps([name, 'done', '']), file=into, flush=True)\n")
+    monkeypatch.setattr(progress, "HERE", tmp_path)
+    monkeypatch.setattr(progress, "SECONDS", 2)
+    monkeypatch.setattr(progress, "NAMES", ["ex01_noising", "ex02_loss", "ex03_ddim_step"])
+    found = progress.results(tmp_path)
+    assert [found[name][0] for name in progress.NAMES] == ["done", "wrong", "done"]
+    assert found["ex02_loss"][1] == f"ex02: {said}"
+
+
+# -----------------------------------------------------------------------------
+# the pages
+
+
+def test_points_and_minutes_are_those_of_the_readmes_table():
+    worth = {name: progress.table(name)[1] for name in progress.NAMES}
+    assert worth["ex13_catch_a_leak"] == 4 and worth["bug07_early_return"] == 1 and sum(worth.values()) == 34
+    left = re.search(r"Homework: (.*?) \((\d+) minutes\)", README)
+    assert sum(progress.table(short)[0] for short in re.findall(r"ex\d\d", left[1])) == int(left[2])
+
+
+def test_the_lesson_plan_fits_its_own_times():
+    """Three hours without a gap; what the class writes fits its slot; no exercise is left out."""
+    found = re.findall(r"^\| (\d+) to (\d+) \| (.*?) \|", README, re.M)
+    slots = [(int(a), int(b), what) for a, b, what in found]
+    assert [a for a, _, _ in slots if a == 0] == [0, 0, 0] and slots[-1][1] == 60
+    for (_, end, _), (start, _, _) in zip(slots, slots[1:]):
+        assert end % 60 == start
+    written = []
+    for start, end, what in slots:
+        if what.startswith("class"):
+            work = re.findall(r"\b(ex\d\d|bug\d\d)\b", what)
+            written += work
+            assert sum(progress.table(one)[0] for one in work) <= end - start, what
+    homework = re.findall(r"ex\d\d", re.search(r"Homework: (.*?) \(", README)[1])
+    assert sorted([one for one in written if one[:2] == "ex"] + homework) == sorted(NAMES)
 
 
 def test_the_experiments_figures_are_the_accountants():
@@ -113,253 +562,9 @@ def test_the_experiments_figures_are_the_accountants():
     assert f"noise of norm {', '.join(norms)} C" in TEACHER
 
 
-def test_the_right_test_tells_leaking_steps_from_correct_ones():
-    """What ex13 is graded on is true: a test that looks at distances and deviations alone says the same."""
-    leaks = SECOND["ex13"][0]
-    for title, step, answer, _ in cases.STEPS:
-        assert leaks(step) == answer, title
-
-
-def test_a_message_shows_the_smallest_input_both_answers_and_where_they_part():
-    def clip(grads, C):
-        return {name: g.sum(0) for name, g in grads.items()}
-    _, message = grade.check("ex07_clipping", cases.EXERCISES["ex07_clipping"], clip)
-    for part in ("a gradient longer than C", "{a: [[3, 4]]}", "= {a: [3, 4]}", "= {a: [0.6, 0.8]}",
-                 "got 3, expected 0.6"):
-        assert part in message, message
-
-
-@pytest.mark.parametrize("got, expected", [
-    (1.0, 1.1), (torch.ones(2), torch.ones(3)), ({"a": 1.0}, {"b": 1.0}), (math.nan, 1.0),
-    ((1.0,), (1.0, 2.0)),
-    ("x", 1.0), (1, True), (np.ones((1, 1)), 1.0), (torch.ones(2).int(), torch.ones(2)),
-    (np.ones(2), torch.ones(2))])
-def test_the_grader_sees_a_difference(got, expected):
-    assert grade.form(got, expected) or grade.difference(got, expected, 1e-4, 1e-5)
-    assert not grade.form(expected, expected) and not grade.difference(expected, expected, 1e-4, 1e-5)
-
-
-# --- what a file that was handed in is told
-
-def hand_in(folder, name: str, body: str):
-    """The exercise's file with this body, in `folder`; the number of the body's first line."""
-    lines = (HERE / f"{name}.py").read_text().splitlines()
-    at = function_of(name).body[0].end_lineno                            # behind the docstring
-    written = lines[:at] + ["    " + line for line in body.splitlines()]
-    (folder / f"{name}.py").write_text("\n".join(written) + "\n")
-    return at + 1
-
-
-OWN_WORDS = [                                                          # exercise, body, what the message says
-    ("ex01_noising", "pass", "your function returned nothing"),
-    ("ex01_noising", "return x0 + oops", "your code stopped at line {line} of ex01_noising.py: NameError"),
-    ("ex01_noising", "return (x0 +", "your file cannot be loaded at line {line} of ex01_noising.py: "
-     "SyntaxError"),
-    ("ex01_noising", "raise SystemExit(3)", "your code stopped at line {line} of ex01_noising.py: "
-     "SystemExit: 3"),
-    ("ex01_noising", "while True: pass", "TimeoutError: no answer after 1 s: is there an endless loop?"),
-    ("ex01_noising", "return x0.int()", "got numbers of type torch.int32, expected torch.float32"),
-    ("ex01_noising", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
-    ("ex02_loss", "return noise.mean()", "got shape (), expected (1,)"),
-    ("ex07_clipping", "return list(grads)", "got a list, expected a dict with the names ['a']"),
-    ("ex08_noisy_lot", "return clip_and_sum(per_sample(params, *examples), C) and {}",
-     "got the names [], expected ['w', 'v']"),
-    ("ex11_to_epsilon", "return 2.214", "got a float, expected 2 values"),
-    ("ex12_calibrate", "return 1.0, 2.0", "TypeError: the result is (1, 2), expected one number"),
-    ("ex08_noisy_lot", "return {n: g / B for n, g in clip_and_sum(per_sample(params, *examples), C).items()}",
-     "your code stopped at line {line} of ex08_noisy_lot.py: RuntimeError: per_sample was called on no "
-     "examples")]
-
-
-@pytest.mark.parametrize("name, body, words", OWN_WORDS)
-def test_what_is_no_answer_is_told_so_and_gets_no_lesson(name, body, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(grade, "SECONDS", 1)
-    line = hand_in(tmp_path, name, body)
-    status, message = grade.check(name, cases.EXERCISES[name], folder=tmp_path)
-    assert status == "wrong" and words.format(line=line) in message, message
-    lesson = message.partition("What it means: ")[2]
-    assert not lesson or lesson.startswith("it has another form"), message
-
-
-def test_an_empty_lot_divided_by_its_size_is_told_of_the_realised_size(tmp_path):
-    hand_in(tmp_path, "ex08_noisy_lot", "g = {n: torch.zeros_like(p) for n, p in params.items()}\n"
-            "if len(examples[0]): g = clip_and_sum(per_sample(params, *examples), C)\n"
-            "return {n: x / len(examples[0]) for n, x in g.items()}")
-    _, message = grade.check("ex08_noisy_lot", cases.EXERCISES["ex08_noisy_lot"], folder=tmp_path)
-    assert "The realised lot size is private" in message, message
-
-
-def test_a_file_without_the_function_is_told_its_name(tmp_path):
-    (tmp_path / "ex01_noising.py").write_text("def noise_it(x0, t, noise): return x0\n")
-    _, message = grade.check("ex01_noising", cases.EXERCISES["ex01_noising"], folder=tmp_path)
-    assert "has no function q_sample" in message, message
-
-
-@pytest.mark.parametrize("name", [name for name, e in cases.EXERCISES.items() if e.out_of_order])
-def test_the_repositorys_own_answer_is_out_of_order_while_a_students_runs(name, tmp_path):
-    """By module, and imported by name; and it is back in order afterwards."""
-    place = cases.EXERCISES[name].out_of_order[0]
-    module, _, function = place.partition(".")
-    calls = [f"import {module}\nreturn {place}()"]
-    if "." not in function:
-        calls.append(f"from {module} import {function} as done\nreturn done()")
-    for body in calls:
-        hand_in(tmp_path, name, body)
-        status, message = grade.check(name, cases.EXERCISES[name], folder=tmp_path)
-        assert status == "wrong", message
-        assert message.endswith(f"your code calls {place}: this is the one you are to write"), message
-    assert grade.check(name, cases.EXERCISES[name], cases.EXERCISES[name].truth)[0] == "done"
-
-
-def test_a_solution_that_changes_what_it_was_given_is_told_so_at_once():
-    """Not by a later input: the arguments of one call share no memory, so nothing else goes wrong."""
-    def in_place(x0, t, noise, schedule=ddpm.LINEAR):
-        a = schedule.alpha_bar[t][..., None, None, None]
-        return x0.mul_(a.sqrt()).add_(noise * (1 - a).sqrt())
-    _, message = grade.check("ex01_noising", cases.EXERCISES["ex01_noising"], in_place)
-    assert "your function changed its argument x0 in place" in message and "schedule" not in message, message
-
-
-# --- marks
-
-def test_points_and_minutes_are_those_of_the_readmes_table():
-    worth = {name: grade.table(name)[1] for name in [*cases.EXERCISES, *theorem.BUGS]}
-    assert worth["ex13_catch_a_leak"] == 4 and worth["bug07_early_return"] == 1 and sum(worth.values()) == 34
-    left = re.search(r"Homework: (.*?) \((\d+) minutes\)", README)
-    assert sum(grade.table(short)[0] for short in re.findall(r"ex\d\d", left[1])) == int(left[2])
-
-
-def test_the_lesson_plan_fits_its_own_times():
-    """Three hours without a gap; what the class writes fits its slot; no exercise is left out."""
-    found = re.findall(r"^\| (\d+) to (\d+) \| (.*?) \|", README, re.M)
-    slots = [(int(a), int(b), what) for a, b, what in found]
-    assert [a for a, _, _ in slots if a == 0] == [0, 0, 0] and slots[-1][1] == 60
-    for (_, end, _), (start, _, _) in zip(slots, slots[1:]):
-        assert end % 60 == start
-    written = []
-    for start, end, what in slots:
-        if what.startswith("class"):
-            work = re.findall(r"\b(ex\d\d|bug\d\d)\b", what)
-            written += work
-            assert sum(grade.table(one)[0] for one in work) <= end - start, what
-    homework = re.findall(r"ex\d\d", re.search(r"Homework: (.*?) \(", README)[1])
-    assert sorted([one for one in written if one[:2] == "ex"] + homework) == sorted(NAMES)
-
-
-def test_marks_are_a_line_for_each_hand_in_whatever_the_others_do(tmp_path, capsys):
-    """One right answer is one point; a hand-in that ends the process is not marked, and the next one is."""
-    for student in ("anna", "ben"):
-        (tmp_path / student).mkdir()
-    hand_in(tmp_path / "anna", "ex05_merge", "print('hello')\nreturn W + lora_alpha / r * B @ A")
-    hand_in(tmp_path / "ben", "ex05_merge", "import os\nos._exit(0)")
-    anna, ben = progress.marks(tmp_path / "anna"), progress.marks_of_a_process(tmp_path / "ben")
-    out = io.StringIO()
-    csv.writer(out).writerows([progress.COLUMNS, anna, ben])
-    first, second = csv.DictReader(out.getvalue().splitlines())
-    assert (first["student"], first["ex05"], first["ex04"]) == ("anna", "1", "0")
-    assert (first["points"], first["of"]) == ("1", "34")
-    assert second["student"] == "ben" and second["points"] == "" and second["remark"].startswith("not marked")
-    assert "hello" not in capsys.readouterr().out
-
-
-def test_a_folder_that_is_no_hand_in_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["progress.py", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        progress.main()
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "expected a hand-in" in said
-
-
-# --- spot the bug
-
-BUG = {row[0]: row for row in rows(r"bug\d\d")}                          # bug01 -> its row in teacher.md
-KEY = {bug: re.findall(r"`(test_\w+)`", BUG[bug[:5]][1]) for bug in theorem.BUGS}
-ALSO = {bug: re.findall(r"`(test_\w+)`", BUG[bug[:5]][2]) for bug in theorem.BUGS}
-NEIGHBOURS = {                                             # theorems that see the same function, and are fast
-    "dpsgd": ["test_clipping_is_joint_over_all_tensors_and_leaves_short_gradients_alone",
-              "test_a_zero_gradient_stays_zero",
-              "test_the_norm_of_a_long_gradient_is_exact",
-              "test_mixed_precision_never_touches_norms_sums_or_noise",
-              "test_noise_is_sigma_C_over_B_once_a_step_also_for_an_empty_lot", "test_lots_are_poisson",
-              "test_division_is_by_the_declared_batch_not_the_realised_one",
-              "test_an_empty_and_a_full_lot_are_legal",
-              "test_what_has_no_meaning_is_a_value_error"],
-    "accountant": ["test_rdp_is_the_integral_that_defines_it", "test_rdp_at_whole_orders_is_the_binomial_sum",
-                   "test_rdp_without_sampling_is_the_gaussians", "test_rdp_at_the_ends"],
-    "machinery.pld": ["test_gaussian_epsilon_is_where_the_hockey_stick_meets_delta"],
-    "train": ["test_every_image_has_one_gradient_whatever_K"],
-    "machinery.statement": ["test_a_run_that_broke_its_promise_is_refused"],
-    "autoencoder": ["test_no_layer_averages_over_the_batch",
-                    "test_one_image_moves_a_step_on_latents_by_at_most_C",
-                    "test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes_the_scale",
-                    "test_grey_and_small_images_become_photographs_and_come_back"]}
-STRANGERS = [("bug02_mean_gradient", "test_lots_are_poisson"), ("bug08_lots", "test_that_nobody_wrote"),
-             ("bug01_multiplicity", "test_adding_one_image_moves_the_sum_by_at_most_C")]
-
-
-@pytest.fixture(scope="module")
-def fates():
-    """What becomes of the theorems of the key, and of their neighbours, on each bug: in ONE other process."""
-    pairs = list(STRANGERS)
-    for bug in theorem.BUGS:
-        neighbours = NEIGHBOURS[theorem.replaced(bug).rsplit(".", 1)[0]]
-        pairs += [(bug, name) for name in KEY[bug] + ALSO[bug] + neighbours]
-    pairs = list(dict.fromkeys(pairs))
-    return dict(zip(pairs, theorem.judge(pairs)))
-
-
-@pytest.mark.parametrize("bug", theorem.BUGS)
-def test_a_bug_dies_of_the_theorems_in_the_key_and_of_no_other(bug, fates):
-    """By their own assertions: a bug differs from the repository in one idea, and crashes nowhere."""
-    assert KEY[bug] and len(BUG[bug[:5]][3]) > 40, "a theorem, and who learns what, how"
-    for (other, name), (fate, why) in fates.items():
-        if other == bug and (other, name) not in STRANGERS:
-            expected = ("died",) if name in KEY[bug] + ALSO[bug] else ("survived", "unconcerned")
-            assert fate in expected, f"{name} {fate} on {bug}: {why}"
-
-
-def test_a_theorem_about_something_else_survives_and_a_wrong_name_is_told(fates):
-    assert fates["bug02_mean_gradient", "test_lots_are_poisson"] == ("unconcerned", "0 calls")
-    assert fates["bug08_lots", "test_that_nobody_wrote"][0] == "unknown"
-
-
-def test_the_right_theorem_that_never_runs_the_bug_is_told_so(fates):
-    bug, name = "bug01_multiplicity", "test_adding_one_image_moves_the_sum_by_at_most_C"
-    status, message = theorem.verdict(bug, name, *fates[bug, name])
-    assert status == "wrong" and "SURVIVES" not in message, message
-    assert "never runs train.per_image_gradients" in message and "whole step" in message, message
-
-
-def test_a_crash_is_not_a_catch():
-    """One case that asserts makes it a death, a case that merely stops does not."""
-    crash, death, calm = ("crashed", "f[1]: TypeError", 1), ("died", "f[2]: assert 0", 1), ("survived", "", 3)
-    assert theorem.summary([calm, crash])[0] == "crashed" and theorem.summary([crash, death])[0] == "died"
-    assert theorem.summary([calm, calm]) == ("survived", "6 calls in 2 cases")
-    of_another = [("died", "f: assert 0", 0)]
-    assert theorem.summary(of_another)[0] == "unconcerned", "what it died of was not the bug"
-    assert theorem.verdict("bug05_noise_scale", "f", "crashed", "f[1]: TypeError")[0] == "wrong"
-
-
-def test_a_bug_that_stops_is_seen_to_crash(tmp_path, monkeypatch):
-    """In place of bug05: a stand-in that raises."""
-    (tmp_path / "bugs").mkdir()
-    (tmp_path / "bugs" / "bug05_noise_scale.py").write_text(
-        "STANDS_IN_FOR = 'dpsgd.private_gradient'\ndef private_gradient(*a, **kw): raise KeyError('w')\n")
-    monkeypatch.setattr(theorem, "HERE", tmp_path)
-    name = "test_division_is_by_the_declared_batch_not_the_realised_one"
-    fate, why = theorem.run("bug05_noise_scale", [name])[name]
-    assert fate == "crashed" and "KeyError" in why, (fate, why)
-
-
-def test_a_bug_is_gone_when_the_grader_is_done():
-    right = dpsgd.clip_and_sum
-    with theorem.installed("bug04_clip_layers"):
-        assert dpsgd.clip_and_sum is not right
-    assert dpsgd.clip_and_sum is right
-
-
-def test_every_bug_waits_for_an_answer():
-    file = grade.load(HERE / "bugs" / "answers.py")
-    assert list(file.ANSWERS) == theorem.BUGS == list(KEY)
-    for status, message in theorem.check(dict.fromkeys(theorem.BUGS, "")).values():
-        assert status == "blank" and "exercises/bugs/answers.py" in message
+def test_the_cheat_sheet_fits_a_page_and_its_command_has_the_six_flags():
+    text = (HERE / "cheatsheet.md").read_text()
+    flags = re.findall(r"^\| `(--\w+)` \|", text, re.M)
+    command = re.search(r"`python train.py (.*?)`", text)[1]
+    assert len(flags) == 6 == len(set(flags)) and re.findall(r"--\w+", command) == flags
+    assert len(text.splitlines()) <= 66

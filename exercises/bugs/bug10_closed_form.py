@@ -1,11 +1,11 @@
-"""bug10 -- the Gaussian mechanism's epsilon in closed form, as in the textbook."""
+"""bug10 -- the noise for a budget in closed form, as the textbook has it."""
 import math
 
-STANDS_IN_FOR = "machinery.pld.gaussian_epsilon"
+STANDS_IN_FOR = "accountant.calibrate"
 
 
-def gaussian_epsilon(sigma, delta):
-    """sigma = sqrt(2 log(1.25 / delta)) / epsilon, solved for epsilon.        [Dwork & Roth 2014, Thm A.1]"""
-    if sigma < 0 or not 0 < delta < 1:
-        raise ValueError(f"sigma = {sigma}, delta = {delta}, expected sigma >= 0 and delta between 0 and 1")
-    return math.sqrt(2 * math.log(1.25 / delta)) / sigma if sigma else math.inf
+def calibrate(epsilon, delta, q, steps, cost=None):
+    """sigma = q sqrt(2 T log(1.25 / delta)) / epsilon          [Dwork & Roth, Thm A.1, times q sqrt(T)]"""
+    if not epsilon > 0 or not 0 < delta < 1:
+        raise ValueError(f"epsilon = {epsilon}, delta = {delta}, expected epsilon > 0 and 0 < delta < 1")
+    return q * math.sqrt(2 * steps * math.log(1.25 / delta)) / epsilon

@@ -1,0 +1,113 @@
+"""leaks.py -- what ex13 is graded on: private steps, some of them correct, that look alike from outside."""
+import functools
+
+from grade import HERE, Case, load, outcome, source
+import dpsgd
+import mutation
+from cases.inputs import CHANCE
+
+
+def with_bug(number: int):
+    """The private step with one of the bugs of bugs/ in it."""
+    bug = mutation.BUGS[number - 1]
+    module = load(HERE / "bugs" / f"{bug}.py")
+    if module.STANDS_IN_FOR == "dpsgd.private_gradient":
+        return module.private_gradient
+
+    def step(*a, **kw):
+        with mutation.installed(bug, []):
+            return dpsgd.private_gradient(*a, **kw)
+    return step
+
+
+def right(parts: int):
+    """The clipped sum, and normals in `parts` draws, whose variances add up to (sigma C)^2; rounded once."""
+    def step(per_sample, params, examples, *, C, sigma, B, generator, chunk):
+        exact = {name: p.double() for name, p in params.items()}
+        total = dpsgd.private_gradient(per_sample, exact, examples, C=C, sigma=0.0, B=B, chunk=parts)
+        for _ in range(parts):
+            total = dpsgd.add_noise(total, sigma * C / B / parts**0.5, generator)
+        return {name: g.to(params[name]) for name, g in total.items()}
+    return step
+
+
+def clips_at(factor: float):                                             # the noise's std is still sigma C
+    return lambda *a, C, sigma, **kw: dpsgd.private_gradient(*a, C=factor * C, sigma=sigma / factor, **kw)
+
+
+def with_noise_of(share: float):
+    return lambda *a, sigma, **kw: dpsgd.private_gradient(*a, sigma=share * sigma, **kw)
+
+
+def clips_draws_apart(per_sample, params, examples, **kw):
+    draws = tuple(e.flatten(0, 1)[:, None] if e.ndim > 2 else e for e in examples)       # (n K, 1, d)
+    return dpsgd.private_gradient(per_sample, params, draws, **kw)
+
+
+def leaves_bare(which: int):
+    def step(per_sample, params, *a, sigma, **kw):
+        noisy, bare = (dpsgd.private_gradient(per_sample, params, *a, sigma=s, **kw) for s in (sigma, 0.0))
+        name = list(params)[which]
+        return noisy | {name: bare[name]}
+    return step
+
+
+RIGHT = ("a correct step", False, "nothing is wrong with it. Its noise is drawn in an order of its own, "
+         "which is just as good: test the guarantee (distances, standard deviations), not the bits.")
+
+
+def suspects():
+    """All steps look alike from outside, and are asked about in a random order; the first mistake is told."""
+    table = [                                            # what it is, does it leak?, what it means, the step
+        (*RIGHT, dpsgd.private_gradient), (*RIGHT, right(1)), (*RIGHT, right(2)), (*RIGHT, right(3)),
+        ("a step that clips above C", True, "one image moves the sum by more than C. Is your longest "
+         "gradient several times C?", clips_at(CHANCE.uniform(1.5, 3))),
+        ("a step that clips K draws one by one", True, "this is the published code: one image moves the sum "
+         "by up to K C. Give it an image whose K draws point the same way.", clips_draws_apart),
+        ("a step that divides by the realised lot", True, "compare a lot with and without one image; B is "
+         "not its size.", with_bug(2)),
+        ("a step that clips the lot's mean", True, "one image turns it all round: add one that points back.",
+         with_bug(3)),
+        ("a step that clips each tensor on its own", True, "one image moves the sum by sqrt(2) C: give it a "
+         "gradient that is long in both tensors of `toy`.", with_bug(4)),
+        ("a step whose noise lacks the factor C", True, "at C = 10 the noise is ten times too weak for its "
+         "epsilon. (At C < 1 it is too strong, and nothing is learnt.)", with_bug(5)),
+        ("a step without noise for an empty lot", True, "a result of exactly 0 says that nobody was sampled.",
+         with_bug(7)),
+        ("a step that keeps a NaN example", True, "one NaN image makes the whole result NaN: its presence is "
+         "published. Every comparison with NaN is False: `not moved <= C` catches it, `moved > C` does not.",
+         with_bug(9)),
+        ("a step with too little noise", True, "the standard deviation is sigma C, to a few percent; half of "
+         "it is an epsilon about twice as large.", with_noise_of(CHANCE.uniform(0.4, 0.7))),
+        ("a step that leaves the first tensor without noise", True, "look at the noise of EVERY tensor: the "
+         "bare one is published as it is.", leaves_bare(0)),
+        ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, the "
+         "last one too.", leaves_bare(-1)),
+        ("a step with new noise for each chunk", True, "the noise grows with the lot and so tells its size: "
+         "give it a lot of several chunks.", with_bug(6)),
+        ("a step with the same noise every time", True, "call it twice with one generator: the difference "
+         "has no noise.", with_bug(13)),
+    ]
+    said = {}
+
+    def anonymous(number):
+        def step(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+            return table[number][3](per_sample, params, examples, C=C, sigma=sigma, B=B,
+                                    generator=source(generator), chunk=chunk)
+        return step
+
+    def ask(f, number):
+        if not said:
+            for one in CHANCE.sample(range(len(table)), len(table)):
+                said[one] = outcome(f, anonymous(one))
+        if isinstance(said[number], BaseException):
+            raise said[number]
+        return bool(said[number])
+    for number, (title, leaky, means, _) in enumerate(table):
+        yield Case(title, means, {"this step": "leaks" if leaky else "keeps the guarantee"},
+                   functools.partial(ask, number=number), expected=leaky)
+
+
+def leaks(step) -> bool:
+    """The name of ex13's function; the repository has tests/test_dpsgd.py in its place."""
+    raise NotImplementedError
