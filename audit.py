@@ -251,8 +251,9 @@ BROKEN = {                               # name -> consequence, step, settings t
 def audit(step: Callable, runs: int, delta: float, seed: int, **world) -> tuple[Tensor, Tensor, Finding]:
     """(scores without, scores with, what they prove) for one step; `world`: the settings of `scores`."""
     secret = Secret(new_key(seed))
-    without, present = (scores(step, runs, canary, secret=secret, **world) for canary in (0, 1))
-    return without, present, lower_bound(without, present, delta)
+    with screen.waiting(f"an audit of {runs:,} runs"):
+        without, present = (scores(step, runs, canary, secret=secret, **world) for canary in (0, 1))
+        return without, present, lower_bound(without, present, delta)
 
 
 def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
@@ -300,8 +301,9 @@ def main() -> None:
     a = p.parse_args()
     world, fine = dict(q=a.q, sigma=a.sigma, steps=a.steps, K=a.K, others=1), True
     with screen.one_line(p.prog, "lower --runs"):
-        if a.K < 1 or a.steps < 1:
-            raise ValueError(f"--K {a.K} --steps {a.steps}: expected at least 1")
+        for name in ("K", "steps"):
+            if getattr(a, name) < 1:
+                raise ValueError(f"--{name} {getattr(a, name)}: expected at least 1")
         if a.runs < 1000:
             raise ValueError(f"--runs {a.runs}: expected at least 1000, fewer show nothing")
         if not 0 <= a.seed < 2**32:

@@ -74,7 +74,8 @@ def read_mnist_files(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]
 def read_torchvision(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]:
     """One of torchvision's data sets by the name of its class; it downloads to `root` on demand."""
     from torchvision import datasets
-    found = getattr(datasets, kind)(str(root), train=split == "train", download=True)
+    with screen.waiting(f"reading {kind}", has_bar=True):                # a download has torchvision's bar
+        found = getattr(datasets, kind)(str(root), train=split == "train", download=True)
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return images, torch.as_tensor(found.targets)
@@ -93,7 +94,7 @@ def read_celeba(root: Path, split: str) -> tuple[Tensor, Tensor]:
     try:
         faces = datasets.CelebA(str(root), split, target_type="identity", transform=crop, download=True)
     except Exception as e:
-        raise type(e)(f"{e}; celeba is fetched by gdown: pip install gdown") from None
+        raise RuntimeError(f"{screen.cause(e)}; celeba is fetched by gdown: pip install gdown") from None
     images = [faces[i][0] for i in screen.bar(range(len(faces)), "reading celeba", "picture")]
     return torch.stack(images), torch.zeros(len(faces), dtype=torch.int64)
 
@@ -146,9 +147,9 @@ def is_name(name: str) -> bool:
 def meant(name: str) -> str:
     """What somebody may have meant by a name that `load` does not know: "; did you mean npz:FILE?", or ""."""
     if name and Path(name).is_dir():
-        return f"; did you mean folder:{name}?"
+        return f"; did you mean {folders.typed(f'folder:{name}')}?"
     if Path(name).suffix.lower() == ".npz":
-        return f"; did you mean npz:{name}?"
+        return f"; did you mean {folders.typed(f'npz:{name}')}?"
     close = difflib.get_close_matches(name.lower(), KNOWN, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -179,8 +180,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
                          f"{meant(name)}")
     root = _root(name, data_dir)
     try:
-        with screen.waiting(f"reading {name}", has_bar=True):            # a download has torchvision's bar
-            return KNOWN[name].read(root, split)
+        return KNOWN[name].read(root, split)
     except ValueError:                                                   # our own readers' words
         raise
     except Exception as e:

@@ -101,8 +101,8 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # to whole multiples of a fixed unit, so the sum is exact and depends on no order, chunk or number of
 # processes: removing one example removes exactly its own whole numbers from it. Then the noise is added in
 # float64, the result is rounded to whole multiples of the unit again, and at last to the weights' precision.
-# A sum rounded before the noise, noise in float32, or bits finer than the unit, which a result near 0 has if
-# the sum was 0 and lacks if it was not, would show through a release.   [Mironov 2012; tests/test_noise.py]
+# Otherwise three things would show through a release: a sum rounded before the noise; noise in float32; and
+# bits finer than the unit, which a result near 0 has only if the sum was 0.  [Mironov 2012; test_noise.py]
 
 SMALLEST_C = 1e-40                                       # gradient units; C above it is exact in float64
 MOST_EXAMPLES = 2**22                                    # in a lot: that many whole numbers fit into int64

@@ -284,9 +284,10 @@ def main() -> None:
             raise ValueError(f"--images {a.images}: expected a run's privacy.json with it")
         if a.runs:
             runs = [accountant.read_run(path) for path in a.runs]
-            spent = joint_epsilon(runs, a.delta, a.images)
-            print(f"{len(runs)} runs, {a.images} images a person: epsilon = {spent:.4f} at delta = "
-                  f"{a.delta:g}")
+            with screen.waiting("composing the runs"):
+                spent = joint_epsilon(runs, a.delta, a.images)
+            print(f"{screen.count(len(runs), 'run')}, {screen.count(a.images, 'image')} a person: epsilon = "
+                  f"{spent:.4f} at delta = {a.delta:g}")
             if spent == math.inf:
                 print("inf: the grid is too coarse for that many images or steps, or for so small a delta; "
                       "nothing is shown")

@@ -11,7 +11,6 @@ import math
 import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
-from tqdm import tqdm
 
 import accountant
 import base
@@ -37,8 +36,7 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     names = draws.names(pictures)
     secret, optimizer = Secret(new_key(seed)), torch.optim.Adam(trainable.values(), lr=s.lr)
     weights = sum(p.numel() for p in trainable.values())
-    bar = tqdm(range(s.steps), desc=f"sigma = {sigma:.2f}", leave=False, disable=screen.hide_bar())
-    for step in bar:
+    for step in screen.bar(range(s.steps), f"training with sigma = {sigma:.2f}", "step"):
         lot = dpsgd.poisson_sample(secret.coins(step, len(pictures)), s.B / s.N)
         examples = train.with_draws(pictures[lot], labels[lot], names[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
@@ -54,8 +52,8 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
 def losses(model: unet.UNet, pictures: Tensor, labels: Tensor, K: int = 64) -> Tensor:
     """(n,): each image's loss, the mean over K draws of (t, noise) that are the same for every model."""
     generator, x0 = torch.Generator().manual_seed(0), data.to_float(pictures)
-    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, K, generator))
-                      for x, l in zip(x0.split(8), labels.split(8))])
+    parts = screen.bar(list(zip(x0.split(8), labels.split(8))), "losses", "batch")
+    return torch.cat([ddpm.loss(model, x, l, *ddpm.draw_t_and_noise(x, K, generator)) for x, l in parts])
 
 
 def auc(members, others) -> float:

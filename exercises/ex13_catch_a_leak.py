@@ -5,9 +5,10 @@ The guarantee of one step has two halves, and both can be seen from outside, by 
     sensitivity   || B step(lot + one image) - B step(lot) ||  <=  C   with sigma = 0, for EVERY lot and image
     noise         B step(lot) - B step(lot, sigma = 0)  ~  N(0, (sigma C)^2 I), fresh in every step, EVERY lot
 
-Your function gets a step with the signature of dpsgd.private_gradient and says whether it breaks one of them.
-The grader has four correct steps, which draw their noise in four ways (so do not compare bits), and thirteen
-leaking ones. They look alike from outside and come in a random order.
+if it is given new normals, of N(0, 1), in every step. Your function gets a step with the signature of
+dpsgd.private_gradient and says whether it breaks one of the two. The grader has four correct steps, which
+make their noise of the normals in four ways (so do not compare bits), and thirteen leaking ones. They look
+alike from outside and come in a random order.
 Hint:     short and long gradients (both entries of `toy`), no image at all, a NaN image, K draws that point
           the same way; float32 rounds: allow C (1 + 1e-4); noise: some thousand numbers in each tensor,
           C = 10 as well as C = 0.01, an empty lot, one of several chunks, two steps in a row
@@ -27,7 +28,8 @@ def toy(params: dict, x: torch.Tensor) -> dict:
 def leaks(step: Callable) -> bool:
     """True if the step breaks the guarantee, False if it keeps it.
 
-    step(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256) -> dict of (*shape)
+    step(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256) -> dict of (*shape)
+    normals: float64, one of N(0, 1) for each weight; sigma = 0 needs none
     Example: step(toy, {"w": torch.zeros(1), "v": torch.zeros(2)}, (torch.ones(5, 4, 3),), C=1, sigma=0, B=5)
     """
     raise NotImplementedError                                            # about 20 lines

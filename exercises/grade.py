@@ -64,16 +64,6 @@ def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, *
     return Case(title, means, dict(given), run, on_shape=on_shape)
 
 
-def source(generator: torch.Generator | None):
-    """What dpsgd.py's functions draw their noise and lots from, made of the generator of a student.
-
-    All that calls private_gradient, add_noise or poisson_sample in this folder passes through here. If these
-    take something else one day, make it of a number drawn from `generator`: equal states then give equal
-    noise, and a second step new noise.
-    """
-    return generator
-
-
 # -----------------------------------------------------------------------------
 # a hand-in is read, then run
 
@@ -180,7 +170,7 @@ def form(x) -> str:
         return "a dict with " + ", ".join(f"{name!r}: {form(x[name])}" for name in sorted(x, key=str))
     if isinstance(x, (tuple, list)):
         return f"{len(x)} values: " + ", ".join(map(form, x))
-    if torch.is_tensor(x):
+    if type(x) in (torch.Tensor, torch.nn.Parameter):                    # others may lie about their numbers
         return f"a tensor of shape {tuple(x.shape)}" + ("" if x.is_floating_point() else f" of {x.dtype}")
     if isinstance(x, (int, float, np.number)) and not isinstance(x, bool):
         return "a number"

@@ -10,12 +10,15 @@ import math
 import torch
 from scipy.stats import norm
 
-from grade import source                                       # first: it puts the repository on the path
+import grade                              # noqa: F401   first: it puts the repository on the path
 import accountant
 import autoencoder
 import dpsgd
 import lora
 import unet
+from machinery.secret import Secret, new_key
+
+SECRET = Secret(new_key(seed=0))
 
 
 def close(found, expected, what: str, rel: float = 1e-4) -> None:
@@ -34,11 +37,10 @@ def step_on_zeros(n: int, C: float, chunk: int = 256, steps: int = 1) -> torch.T
     """
     def nothing(params, x):
         return {name: torch.zeros(len(x), *p.shape) for name, p in params.items()}
-    params, noise = {"w": torch.zeros(20_000)}, source(torch.Generator().manual_seed(0))
     B, found = max(n, 1), []
-    for _ in range(steps):
-        step = dpsgd.private_gradient(nothing, params, (torch.zeros(n, 1),), C=C, sigma=2.0, B=B,
-                                      generator=noise, chunk=chunk)
+    for now in range(steps):
+        step = dpsgd.private_gradient(nothing, {"w": torch.zeros(20_000)}, (torch.zeros(n, 1),), C=C,
+                                      sigma=2.0, B=B, normals=SECRET.normals(now, 20_000), chunk=chunk)
         found.append(B * step["w"])
     return torch.stack(found)
 
@@ -70,7 +72,7 @@ def test_a_latent_depends_on_its_own_image_alone():
 
 
 # -----------------------------------------------------------------------------
-# step 2: it moves the sum by at most C
+# step 2: it moves the sum by at most C (clip_and_sum is clip_and_count's whole numbers times their unit)
 
 
 def test_each_image_is_clipped_by_its_own_norm():
@@ -103,8 +105,8 @@ def test_adding_one_image_moves_the_sum_by_at_most_C():
 
 
 def test_each_image_is_in_the_lot_by_its_own_coin():
-    noise = source(torch.Generator().manual_seed(0))
-    sizes = torch.tensor([float(len(dpsgd.poisson_sample(100, 0.3, noise))) for _ in range(4000)])
+    lots = [dpsgd.poisson_sample(SECRET.coins(now, 100), 0.3) for now in range(4000)]
+    sizes = torch.tensor([float(len(lot)) for lot in lots])
     close(sizes.mean().item(), 30, "for N = 100 and q = 0.3 the mean size of a lot is", rel=0.05)
     close(sizes.var().item(), 21, "and its variance, N q (1 - q), is", rel=0.2)
 
@@ -115,7 +117,7 @@ def test_the_noise_has_standard_deviation_sigma_C():
         close(size, 1, f"at C = {C:g} the noise is, in sigma C,", rel=0.05)
 
 
-def test_the_noise_is_drawn_once_a_step_however_many_chunks():
+def test_the_noise_is_added_once_however_many_chunks():
     size = step_on_zeros(6, 1.0, chunk=2).std().item() / 2
     close(size, 1, "of 3 chunks the noise is, in sigma C,", rel=0.05)
 
@@ -156,9 +158,8 @@ def test_a_step_is_the_clipped_sum_and_noise_of_sigma_C_over_B():
         return {"w": torch.ones(len(x), 10_000)}                         # norm 100, all in one direction
 
     def step(n, sigma):
-        noise = source(torch.Generator().manual_seed(0))
         return dpsgd.private_gradient(long, {"w": torch.zeros(10_000)}, (torch.zeros(n, 1),), C=10.0, B=5,
-                                      sigma=sigma, generator=noise, chunk=1)["w"]
+                                      sigma=sigma, normals=SECRET.normals(0, 10_000), chunk=1)["w"]
     for n in (0, 1, 2):
         bare, noisy = step(n, 0.0), step(n, 2.0)
         close(bare.norm().item() * 5 / 10, n, f"{n} long images, clipped, have a sum of, in C,")

@@ -48,9 +48,9 @@ def ranks() -> int:
 
 
 def lost(*_) -> None:
-    """End this rank because another one has died."""
-    sys.exit("another rank died, so the run ends here; the last checkpoint is intact: "
-             "start again with --resume")
+    """End this rank because another one has died, or because torchrun was told to end them all."""
+    sys.exit("another rank died, or all were told to end, so the run ends here; the last checkpoint is "
+             "intact: start again with --resume")
 
 
 def sum_over_ranks(total: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

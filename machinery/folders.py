@@ -8,7 +8,9 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import sys
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -47,7 +49,8 @@ def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
     try:
         found = [p.name for p in path.iterdir() if p.is_dir()]
     except OSError as e:
-        cure = {".npz": f"; did you mean npz:{path}?", ".zip": "; unpack it first"} if path.is_file() else {}
+        cure = {".npz": f"; did you mean {typed(f'npz:{path}')}?", ".zip": "; unpack it first"}
+        cure = cure if path.is_file() else {}
         raise ValueError(f"folder:{path}: {e.strerror}; expected PATH/class/image.png"
                          f"{cure.get(path.suffix.lower(), '')}") from None
     return sorted((name for name in found if name in declared or not hidden(name)), key=natural)
@@ -55,7 +58,18 @@ def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
 
 def note(text: str) -> None:
     """On the screen of whoever owns the images, never in a file: it may be private."""
-    print(f"note: {text}", file=sys.stderr)
+    if screen.first():
+        print(f"note: {text}", file=sys.stderr)
+
+
+def typed(name: str) -> str:
+    """A name as it has to be typed in a shell."""
+    return shlex.quote(name)
+
+
+def alike(name: str) -> str:
+    """A name in the one form of Unicode: a Mac may write "é" as two letters, and nobody sees it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def few(names: Sequence) -> str:
@@ -84,7 +98,7 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
     check_classes(path, there, classes)
     found, others, own, links = [], [], [], []
     for number, name in enumerate(there):
-        label, files = number if classes is None else list(classes).index(name), []
+        label, files = number if classes is None else [alike(c) for c in classes].index(alike(name)), []
         for here, folders, names in os.walk(path / name, onerror=refuse):
             own += [Path(here, f) for f in folders if hidden(f)]
             folders[:] = [f for f in folders if not hidden(f)]
@@ -104,28 +118,29 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
                          f"sub-folder; expected PATH/class/image.png. If all are of one class, move them "
                          f"into {path}/image and declare --classes image")
     if not found:
-        raise ValueError(f"folder:{path}: no picture found; expected PATH/class/image.png")
+        but = f", but other files: {few(others)}" if others else ""
+        raise ValueError(f"folder:{path}: no picture found{but}; expected PATH/class/image.png")
     return Found(found, {"no picture that can be read here": others, "hidden or made by a computer": own,
                          "a link to a folder": links, "a picture in no class's folder": loose})
 
 
 def check_classes(path: Path, there: list[str], classes: Sequence[str] | None) -> None:
     """Refuse sub-folders that are no declared class, or that are the train and test of a data set."""
-    declared = set(classes or ())
-    unknown = [name for name in there if name not in declared]
+    declared = {alike(name) for name in classes or ()}
+    unknown = [name for name in there if alike(name) not in declared]
     if classes is None and any(name.lower() not in SPLITS for name in there):
         return
     deeper = [name for name in unknown if (inside := subfolders(path / name))
-              and (name.lower() in SPLITS or declared & set(inside))]
+              and (name.lower() in SPLITS or declared & {alike(i) for i in inside})]
     if deeper:
         meant = next((name for name in deeper if name.lower().startswith("train")), deeper[0])
         raise ValueError(f"folder:{path} has the sub-folders {few(there)}, which have sub-folders; expected "
-                         f"PATH/class/image.png: did you mean folder:{path / meant}?")
+                         f"PATH/class/image.png: did you mean {typed(f'folder:{path / meant}')}?")
     if unknown and classes is not None:
         number = str(len(classes))
         hint = f"; declare a class that is called {number} as '\"{number}\"'" if number in unknown else ""
         raise ValueError(f"folder:{path} has the sub-folders {few(unknown)}; expected only the declared "
-                         f"classes {few(classes)}: rename them or declare all with --classes{hint}")
+                         f"classes {few(classes)}: rename them or declare all in train.py's --classes{hint}")
 
 
 def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, channels: int = 3,
@@ -231,7 +246,7 @@ def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np
             images = f[pair[0]] if pair else None
             labels = f[pair[1]] if pair and pair[1] in names else None
     except OSError as e:
-        meant = f"; did you mean folder:{path}?" if Path(path).is_dir() else ""
+        meant = f"; did you mean {typed(f'folder:{path}')}?" if Path(path).is_dir() else ""
         raise ValueError(f"{path} is missing or unreadable ({screen.cause(e)}); {expected}{meant}") from None
     except Exception as e:
         why = screen.cause(e)
@@ -255,6 +270,8 @@ def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np
         hint = hints.get("i" if images.dtype.kind == "u" else images.dtype.kind, "") if not good else ""
         if len(shape) == 4 and shape[3] in (1, 3) and pair[0] == "images":
             hint = "channels come first: save images.transpose(0, 3, 1, 2)"
+        elif len(shape) == 3 and pair[0] == "images":
+            hint = "they have no axis of channels: save images[:, None]"
         right = "(n, C, H, W)" if pair[0] == "images" else "(n, H, W) or (n, H, W, C)"
         raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, "
                          f"expected uint8 {right}, C = 1 or 3{'; ' * bool(hint)}{hint}")

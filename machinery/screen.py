@@ -19,6 +19,8 @@ from typing import Iterable, Iterator
 
 PATIENCE = 5.0               # seconds of silence before a line says what takes so long
 AGAIN = 60.0                 # and between that line and the next
+# a batch system's time limit, its warning and its limit of seconds; a terminal that closes, on Windows too
+ENDINGS = ("SIGTERM", "SIGUSR1", "SIGXCPU", "SIGHUP", "SIGBREAK")
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,10 +36,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         said, rest = super().parse_known_args(args, namespace)
         for name, value in vars(said).items():
-            if isinstance(value, str) and name not in NAMES:
+            if isinstance(value, list):
+                setattr(said, name, [at_home(v) for v in value])
+            elif name not in NAMES:
                 setattr(said, name, at_home(value))
-            elif isinstance(value, list):
-                setattr(said, name, [at_home(v) if isinstance(v, str) else v for v in value])
         return said, rest
 
     def error(self, message: str) -> None:
@@ -47,9 +49,13 @@ class Parser(argparse.ArgumentParser):
 NAMES = ("classes", "start")     # flags that hold the names of classes, not a path
 
 
-def at_home(path: str) -> str:
-    """A path without the ~ that the shell leaves alone in `--out=~/run` and `folder:~/pics`."""
-    kind, place = re.fullmatch(r"((?:folder|npz):)?(.*)", path, re.S).groups("")
+def at_home(value):
+    """A path without the ~ that the shell leaves alone in `--out=~/run` and `folder:~/pics`; no path, as it is."""
+    if isinstance(value, os.PathLike):
+        return type(value)(os.path.expanduser(value))
+    if not isinstance(value, str):
+        return value
+    kind, place = re.fullmatch(r"((?:folder|npz):)?(.*)", value, re.S).groups("")
     return kind + os.path.expanduser(place)
 
 
@@ -59,7 +65,8 @@ def at_home(path: str) -> str:
 
 def ready() -> None:
     """Make stdout and stderr fit for any word: a letter that the encoding lacks becomes a backslash and a
-    number, and a stream that was closed (`>&-`) leads nowhere. Done by Parser and one_line, more than once.
+    number, and a stream that was closed (`>&-`) leads nowhere. Each line is said at once, in a log file too,
+    where stderr's lines stand between them. Done by Parser and one_line, more than once.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -71,7 +78,7 @@ def ready() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 class _Unread:
@@ -153,12 +160,12 @@ def one_line(program: str, memory: str):
 
 
 def signals() -> list[int]:
-    """Ctrl-C, SIGTERM (a batch system's time limit) and SIGHUP (a terminal that closes), as far as they exist
-    here and are not ignored, as nohup has it. Only a program's first thread has any.
+    """Ctrl-C and what else asks a program to end, as far as it exists here and is not ignored: nohup ignores
+    SIGHUP. Only a program's first thread has any.
     """
     if threading.current_thread() is not threading.main_thread():
         return []
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
     return [signal.SIGINT] + [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
 
@@ -218,7 +225,12 @@ def hide_bar(wanted: bool = True) -> bool | None:
     Of several ranks (torchrun) the first alone has bars.
     """
     asked = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
-    return True if asked or not wanted or os.environ.get("RANK", "0") != "0" else None
+    return True if asked or not wanted or not first() else None
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks: of several ranks the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def tell_a_log(step: int, steps: int, figures: str) -> None:

@@ -35,6 +35,9 @@ class Secret(NamedTuple):
     """All secret randomness of one run: functions of its key, of a purpose and of a step."""
     key: bytes
 
+    def __repr__(self) -> str:
+        return "Secret(key=...)"                                         # no traceback shows it
+
     def words(self, purpose: str, step: int, n: int) -> np.ndarray:
         """(n,) uint64, independent and uniform for whoever does not know the key.
 

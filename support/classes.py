@@ -21,7 +21,7 @@ from machinery.folders import few
 def class_names(name: str) -> list[str] | None:
     """The classes of a PUBLIC data set, in the order of their labels; None if it has none or nobody knows."""
     if name.startswith("folder:"):
-        return folders.subfolders(Path(name.removeprefix("folder:")))
+        return [folders.alike(n) for n in folders.subfolders(Path(name.removeprefix("folder:")))]
     known = data.KNOWN[name].classes if name in data.KNOWN else None
     return known and list(known)
 
@@ -56,7 +56,7 @@ def listed(flag: str) -> list[str]:
                          f"number, 1 to 10000 (4 is for the labels 0 to 3); a single class that is called "
                          f"so is declared in quotes, --classes '\"{word}\"'")
     try:
-        names = [name.strip() for name in next(csv.reader([word], skipinitialspace=True))]
+        names = [folders.alike(name.strip()) for name in next(csv.reader([word], skipinitialspace=True))]
     except csv.Error:
         names = [""]
     if "" in names or len(set(names)) < len(names):

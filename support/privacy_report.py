@@ -27,7 +27,7 @@ ACCOUNTANTS = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
 NOISE = ("SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations (Box & "
-         "Muller), added to an exact sum, rounded once")
+         "Muller), added to an exact sum, rounded to a fixed grid and to the weights' precision")
 NOT_COVERED = [
     "a person with several images: the unit is ONE image",
     "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",

@@ -20,7 +20,7 @@ import base
 import data
 import lora
 import unet
-from machinery import checkpoint, draws
+from machinery import checkpoint, draws, folders, screen
 from support import classes
 
 # settings that stay with the curator: how a run went may tell how large its lots were; places are nobody's
@@ -67,6 +67,8 @@ def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     s = run.settings
     channels = (run.coder or run.model).config["image_channels"]
     images, labels = data.load(s.data, "train", s.data_dir or None, s.size, run.classes, channels, s.white)
+    if not s.N / 2 <= len(images) <= 2 * s.N:
+        folders.note(f"{screen.count(len(images), 'image')} found, and --N declares {s.N:,}")
     images, labels = classes.in_places(images, labels, run.labels, run.classes)
     base.fits(run.model, images, labels, s.data, run.coder)
     return images, labels, draws.names(images)

@@ -23,6 +23,12 @@ SECRET = Secret(new_key(0))
 WORLD = dict(q=1.0, sigma=1.0, steps=1, K=1, others=1)
 
 
+@pytest.fixture(autouse=True)
+def a_coarser_grid(monkeypatch):
+    """The tight bound is still a bound, a little looser, in a ninth of the time."""
+    monkeypatch.setattr(pld, "PLD_POINTS", 3**11)
+
+
 # --- from counts to a bound
 
 @pytest.mark.parametrize("k, n, alpha", [
@@ -83,7 +89,7 @@ def test_a_lane_is_a_run_of_the_real_step(q, steps, canary):
     """
     x, y = audit.images(1, canary, 1)
     loop, use, other = [], itertools.count(), Secret(new_key(1))
-    for _ in range(300):
+    for _ in range(200):
         score = 0.0
         for _ in range(steps):
             now = next(use)

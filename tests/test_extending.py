@@ -53,7 +53,9 @@ def added():
 
 @pytest.fixture(scope="module")
 def place(added, tmp_path_factory):
-    """A folder with private letters, a base that learnt from the new drawings, and a run that chose all rows."""
+    """A folder with private letters, a base made of the new drawings and a run that chose every row; and the t
+    of its private images.
+    """
     place = tmp_path_factory.mktemp("extended")
     generator = np.random.default_rng(0)
     (place / "letters").mkdir()
@@ -73,8 +75,8 @@ def place(added, tmp_path_factory):
         code, _, err = call(pretrain.main, *"--data bars --draws late --steps 2 --batch 4 --device cpu "
                                             "--out bars.pt".split())
         assert code == 0, err
-        code, _, err = finetune(*"--out run --data letters --data-dir letters --N 0 --base bars.pt --accountant "
-                                 "order8 --train lora+skip --draws late".split())
+        code, _, err = finetune(*"--out run --data letters --data-dir letters --N 0 --base bars.pt "
+                                 "--accountant order8 --train lora+skip --draws late".split())
         assert code == 0, err
     return place, times
 
@@ -86,8 +88,8 @@ def test_every_table_has_one_new_row(added):
 def test_the_run_chose_every_row(place):
     folder, times = place
     config = json.loads((folder / "run" / "config.json").read_text())
-    chosen = {name: config[name] for name in ("data", "base", "accountant", "train", "draws")}
-    assert chosen == dict(data="letters", base="bars.pt", accountant="order8", train="lora+skip", draws="late")
+    chosen = dict(data="letters", base="bars.pt", accountant="order8", train="lora+skip", draws="late")
+    assert {name: config[name] for name in chosen} == chosen
     assert config["N"] == 400 and config["classes"] == ["a", "b", "c"] and config["labels"] == [0, 1, 2]
     public = base.load(folder / "bars.pt").model
     assert public.classes == 3 and public.config["names"] == ["across", "upright", "blank"]
@@ -133,7 +135,7 @@ def test_the_new_sampler_and_data_set_are_evaluated(place, monkeypatch):
     (train, "ACCOUNTANTS KNOWN TARGETS DRAWS"), (pretrain, "DRAWN KNOWN DRAWS"), (sample, "SAMPLERS"),
     (evaluate, "SAMPLERS KNOWN")], ids=["train", "pretrain", "sample", "evaluate"])
 def test_help_names_the_new_rows(program, tables, added, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")                                # no name is broken at the end of a line
+    monkeypatch.setenv("COLUMNS", "1000")                        # no name is broken at the end of a line
     code, said, _ = call(program.main, "--help")
     for table in tables.split():
         assert code == 0 and re.search(rf"\W{re.escape(added[table][0])}\W", said), (table, said)

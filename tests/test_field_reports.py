@@ -26,6 +26,7 @@ import lora
 import pretrain
 import sample
 import train
+import helpers
 from conftest import ROOT, tiny_unet
 from helpers import PUBLISHED, call, finetune, make_folder, make_place, stop_after
 from machinery import checkpoint, flags, folders, pictures, screen
@@ -151,10 +152,16 @@ def test_every_picture_that_is_left_out_is_named(pics, capsys):
     assert "(a picture in no class's folder): " + str(pics / "loose.png") in said
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_a_sub_folder_that_may_not_be_read_is_refused(pics):
-    (pics / "a" / "secret").mkdir(mode=0)
-    with pytest.raises(ValueError, match="secret cannot be read"):
+def test_a_sub_folder_that_may_not_be_read_is_refused(pics, monkeypatch):
+    (pics / "a" / "secret").mkdir()
+    scan = os.scandir
+
+    def guarded(path):                                                   # root may read everything: pretend
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(ValueError, match="secret cannot be read .Permission denied"):
         data.load(f"folder:{pics}", size=8)
 
 
@@ -184,6 +191,33 @@ def test_unreadable_pictures_are_named_ten_at_once(pics):
     assert said.startswith("10 pictures are refused, and no further one was read: ") and "\n" not in said
     assert said.count("broken-") == 10 and "broken-0.png is not a readable image (No such file" in said, said
     assert said.endswith("; remove or replace them")
+
+
+def test_a_class_is_its_name_however_unicode_spells_it(tmp_path):
+    """A Mac's folder "café" may have five letters, and what is typed four."""
+    make_folder(tmp_path, sizes=[(9, 8)], classes=("cafe\u0301", "the"))
+    declared = classes.listed("the,caf\u00e9")
+    assert data.load(f"folder:{tmp_path}", size=8, classes=declared)[1].tolist() == [1, 0]
+    assert classes.class_names(f"folder:{tmp_path}") == ["caf\u00e9", "the"]
+
+
+def test_files_that_are_no_pictures_are_named_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "my scans" / "a").mkdir(parents=True)
+    (tmp_path / "my scans" / "a" / "0.dcm").touch()
+    with pytest.raises(ValueError, match="no picture found, but other files: .*0.dcm; expected PATH/class"):
+        data.load(f"folder:{tmp_path / 'my scans'}")
+    (tmp_path / "x").mkdir()
+    shutil.move(tmp_path / "my scans", tmp_path / "x" / "my scans")
+    (tmp_path / "x" / "my scans" / "b").mkdir()
+    with pytest.raises(ValueError, match="did you mean 'folder:.*my scans'\\?"):
+        data.load(f"folder:{tmp_path / 'x'}", classes=["a", "b"])        # as it has to be typed
+
+
+def test_a_declared_number_far_from_the_images_is_told_of(here, tmp_path):
+    for N, told in ((60, False), (600, True)):
+        code, out, err = finetune(*COLOUR, "--data", "npz:zero.npz", "--classes", "4", "--N", N,
+                                  "--out", tmp_path / str(N))
+        assert code == 0 and ("60 images found, and --N declares 600" in err) == told and "found" not in out, err
 
 
 def test_a_warning_of_pillows_names_its_file(pics, capsys, monkeypatch):
@@ -283,6 +317,7 @@ def test_the_declared_white_is_the_runs_and_evaluations(here, tmp_path):
     (dict(arr_0=np.zeros((4, 8, 8))), r"float64.*\(255 \* images\).round"),
     (dict(arr_0=np.zeros((4, 8, 8), np.int64)), r"int64.*astype\(np.uint8\)"),
     (dict(arr_0=np.zeros((4, 8, 8), bool)), r"255 \* images"),
+    (dict(images=np.zeros((4, 8, 8), np.uint8)), r"images\[:, None\]"),
     (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.eye(4)), "one-hot.*argmax"),
     (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.zeros(4)), r"astype\(np.int64\)"),
     (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.array(list("abcd"))), "np.unique")])
@@ -415,16 +450,37 @@ def program(line: str, here, **environment) -> subprocess.CompletedProcess:
 def test_what_the_encoding_of_a_log_lacks_becomes_backslashes_and_closed_streams_stop_nothing(here, tmp_path):
     """>&- and 2>&-: and what is said goes into no file that happens to get their number."""
     out = tmp_path / "输出"
-    done = program(f"$TRAIN --out {out} && $SAMPLE {out} --base colour.pt --out {tmp_path}/ü输.png >&- && "
-                   f"$TRAIN --out {tmp_path}/closed >&- 2>&- <&-", here, PYTHONIOENCODING="cp1252")
+    done = program(f"$TRAIN --out {out} && $SAMPLE {out} --base colour.pt --out {tmp_path}/ü输.png >&- 2>&- <&-",
+                   here, PYTHONIOENCODING="cp1252")
     said = done.stdout.decode("cp1252")
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done
     assert r"next: python sample.py" in said and r"\u8f93\u51fa" in said
     assert Image.open(tmp_path / "ü输.png").size
-    for run in (out, tmp_path / "closed"):
-        assert sorted(p.name for p in run.iterdir()) == list(PUBLISHED)
+    assert sorted(p.name for p in out.iterdir()) == list(PUBLISHED)
+
+
+def test_training_with_closed_streams_is_training(here, tmp_path):
+    """>&- 2>&- as Python sees it, in a fork of this process: closed descriptors, and no streams."""
+    def argv(out):
+        return [*helpers.FLAGS, *COLOUR, "--data", "npz:zero.npz", "--classes", "4", "--out", str(tmp_path / out)]
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            for descriptor in (0, 1, 2):
+                os.close(descriptor)
+            sys.stdout = sys.stderr = None
+            sys.argv = ["train.py", *argv("closed")]
+            for module, name, value in helpers.QUICK:
+                setattr(module, name, value)
+            train.main()
+            assert os.path.samefile("/dev/fd/1", os.devnull) and os.path.samefile("/dev/fd/2", os.devnull)
+            os._exit(0)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    code, _, err = finetune(*argv("open"), picture=True)
+    assert code == 0, err
     for name in PUBLISHED:
-        assert (out / name).read_bytes() == (tmp_path / "closed" / name).read_bytes(), name
+        assert (tmp_path / "open" / name).read_bytes() == (tmp_path / "closed" / name).read_bytes(), name
 
 
 def test_the_words_of_a_picture_whose_name_the_encoding_lacks_are_said(here, tmp_path, monkeypatch):
@@ -441,8 +497,8 @@ def test_the_words_of_a_picture_whose_name_the_encoding_lacks_are_said(here, tmp
 
 
 def screen_alone(line: str) -> subprocess.CompletedProcess:
-    return subprocess.run(line.replace("PY ", sys.executable + " "), shell=True, capture_output=True, text=True,
-                          cwd=ROOT, executable="/bin/bash")
+    return subprocess.run(line.replace("PY ", sys.executable + " "), shell=True, capture_output=True,
+                          text=True, cwd=ROOT, executable="/bin/bash")
 
 
 @pytest.mark.parametrize("line, code, out, err", [
@@ -632,7 +688,7 @@ def test_a_wait_is_told_of_in_a_log_and_not_where_bars_are_hidden(monkeypatch, c
 def test_every_long_wait_speaks(here, tmp_path, monkeypatch, capsys):
     """Reading, calibrating, encoding, drawing: with no patience at all, each has its line in a log."""
     monkeypatch.setattr(screen, "PATIENCE", 0.0)
-    monkeypatch.setattr(screen, "AGAIN", 0.001)
+    monkeypatch.setattr(screen, "AGAIN", 0.1)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     code, _, err = finetune(*COLOUR, "--data", "folder:pics", "--classes", "a,b", "--out", tmp_path / "run",
                             picture=True)

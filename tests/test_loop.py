@@ -138,7 +138,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
         "N": 400, "B": 40, "q": 0.1, "C": 0.02, "K": 3, "sigma": sigma, "steps": 6,
         "mechanism": "Poisson-sampled Gaussian, one noise draw a step",
         "noise": "SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 standard deviations "
-                 "(Box & Muller), added to an exact sum, rounded once",
+                 "(Box & Muller), added to an exact sum, rounded to a fixed grid and to the weights' precision",
         "accountant": "rdp", "epsilon_rdp": rdp, "epsilon_pld": pld.pld_epsilon(Q, sigma, 6, 1e-3),
         "best_order": order,
         "covers": "the finished run's folder: the adapter, tables and pictures, and every image ever drawn "
@@ -415,7 +415,8 @@ def test_the_checkpoint_holds_the_key_of_the_draws_and_not_the_secret_key(monkey
     held, path = Path("run", "checkpoint.pt").read_bytes(), Path("run", "checkpoint.pt")
     (key,), state = keys, torch.load(path, weights_only=True)
     assert len(key) == secret.KEY_BYTES
-    for form in (key, key[::-1], key.hex().encode(), key[:8], key[-8:]):
+    as_bytes, as_list = key.decode("latin1").encode(), b"".join(b"K%c" % byte for byte in key)   # as pickled
+    for form in (key, key[::-1], key.hex().encode(), as_bytes, as_list, key[:8], key[-8:]):
         assert form not in held
     assert state["key"].numpy().tobytes() in held, "what is held is found by its bytes"
     assert set(state) == {"settings", "step", "metrics", "trainable", "average", "optimizer", "key"}

@@ -50,9 +50,9 @@ def test_the_drawings_import_nothing_of_ours():
 
 
 def test_no_file_imports_one_that_imports_it():
-    found = {name: ours(path) for name, path in FILES.items()}
+    found = {name: ours(path) for name, path in FILES.items() if floor(path) < 5}
     for name, below in found.items():
-        for _ in FILES:
+        for _ in found:
             below = below | {deeper for i in below for deeper in found[i]}
         assert name not in below, f"{name}.py is imported by what it imports"
 

@@ -6,7 +6,7 @@ import dpsgd
 STANDS_IN_FOR = "dpsgd.private_gradient"
 
 
-def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256):
     """(sum of clipped gradients + noise of std sigma C) / number of images; an empty lot is legal."""
     if chunk < 1 or not B > 0:
         raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
@@ -16,5 +16,6 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=Non
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
-    noisy = dpsgd.add_noise(total, sigma * C if sigma else 0.0, generator)
-    return {name: (g / max(n, 1)).type_as(params[name]) for name, g in noisy.items()}
+    noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    return {name: ((g / unit).round() * unit / max(n, 1)).to(params[name]) for name, g in noisy.items()}

@@ -6,16 +6,18 @@ import dpsgd
 STANDS_IN_FOR = "dpsgd.private_gradient"
 
 
-def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256):
     """(sum over micro-batches of (clipped gradients + noise of std sigma C)) / B."""
     if chunk < 1 or not B > 0:
         raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
-    std = sigma * C if sigma else 0.0
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
-        for name, g in dpsgd.add_noise(dpsgd.clip_and_sum(part, C), std, generator).items():
+        clipped = dpsgd.clip_and_sum(part, C)
+        noisy = dpsgd.add_noise(clipped, sigma * C, normals) if sigma else clipped
+        for name, g in noisy.items():
             total[name] += g
-    if len(examples[0]) == 0:                                            # no micro-batch, and yet noise
-        total = dpsgd.add_noise(total, std, generator)
-    return {name: (g / B).type_as(params[name]) for name, g in total.items()}
+    if sigma and len(examples[0]) == 0:                                  # no micro-batch, and yet noise
+        total = dpsgd.add_noise(total, sigma * C, normals)
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in total.items()}

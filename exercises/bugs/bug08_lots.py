@@ -4,8 +4,8 @@ import torch
 STANDS_IN_FOR = "dpsgd.poisson_sample"
 
 
-def poisson_sample(N, q, generator=None):
-    """q N of N examples, all equally likely: (m,) int64 indices."""
-    if N < 0 or not 0 <= q <= 1:
-        raise ValueError(f"N = {N}, q = {q}, expected N >= 0 and 0 <= q <= 1")
-    return torch.randperm(N)[:round(q * N)].sort().values
+def poisson_sample(coins, q):
+    """The q N of N examples with the smallest coins, all equally likely: (m,) int64 indices."""
+    if not 0 <= q <= 1 or coins.dtype != torch.float64:
+        raise ValueError(f"q = {q}, coins {coins.dtype}, expected 0 <= q <= 1 and float64")
+    return coins.argsort()[:round(q * len(coins))].sort().values

@@ -1,12 +1,13 @@
-"""bug13 -- the private step, reproducible: its noise has a seed, so that a resumed run draws it again."""
+"""bug13 -- the private step, reproducible: its noise has a seed, so that a resumed run has it again."""
 import torch
 
 import dpsgd
+from machinery.secret import Secret, new_key
 
 STANDS_IN_FOR = "dpsgd.private_gradient"
 
 
-def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
+def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256):
     """(sum of clipped gradients + noise of std sigma C) / B."""
     if chunk < 1 or not B > 0:
         raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
@@ -15,7 +16,7 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, generator=Non
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
-    seeded = torch.Generator().manual_seed(42)
-    for name, g in total.items():
-        total[name] = g + sigma * C * torch.randn(g.shape, dtype=torch.float64, generator=seeded)
-    return {name: (g / B).type_as(params[name]) for name, g in total.items()}
+    normals = Secret(new_key(seed=42)).normals(step=1, n=sum(g.numel() for g in total.values()))
+    noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in noisy.items()}

@@ -20,7 +20,7 @@ EXERCISES = {
     "ex06_per_sample_gradients": Exercise("dpsgd.py:per_sample_grads", dpsgd.per_sample_grads,
                                           gradient.gradients),
     "ex07_clipping": Exercise("dpsgd.py:clip_and_sum", dpsgd.clip_and_sum, gradient.clippings),
-    "ex08_noisy_lot": Exercise("dpsgd.py:private_gradient", gradient.private_gradient, gradient.steps,
+    "ex08_noisy_lot": Exercise("dpsgd.py:private_gradient", dpsgd.private_gradient, gradient.steps,
                                ("dpsgd.clip_and_sum",)),
     "ex09_gaussian_rdp": Exercise("accountant.py:rdp", accounting.gaussian_rdp, accounting.gaussians),
     "ex10_subsampled_rdp": Exercise("accountant.py:rdp", accounting.rdp, accounting.integrals),

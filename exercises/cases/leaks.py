@@ -1,7 +1,11 @@
 """leaks.py -- what ex13 is graded on: private steps, some of them correct, that look alike from outside."""
 import functools
+from typing import Callable
 
-from grade import HERE, Case, load, outcome, source
+import torch
+from torch import Tensor
+
+from grade import HERE, Case, load, outcome
 import dpsgd
 import mutation
 from cases.inputs import CHANCE
@@ -20,13 +24,13 @@ def with_bug(number: int):
     return step
 
 
-def right(parts: int):
-    """The clipped sum, and normals in `parts` draws, whose variances add up to (sigma C)^2; rounded once."""
-    def step(per_sample, params, examples, *, C, sigma, B, generator, chunk):
+def right(turn: Callable[[Tensor], Tensor]):
+    """The clipped sum, and the normals after a rotation or reflection: they are as good, in any direction."""
+    def step(per_sample, params, examples, *, C, sigma, B, normals, chunk):
         exact = {name: p.double() for name, p in params.items()}
-        total = dpsgd.private_gradient(per_sample, exact, examples, C=C, sigma=0.0, B=B, chunk=parts)
-        for _ in range(parts):
-            total = dpsgd.add_noise(total, sigma * C / B / parts**0.5, generator)
+        total = dpsgd.private_gradient(per_sample, exact, examples, C=C, sigma=0.0, B=B, chunk=chunk)
+        if sigma:
+            total = dpsgd.add_noise(total, sigma * C / B, turn(normals))
         return {name: g.to(params[name]) for name, g in total.items()}
     return step
 
@@ -52,14 +56,16 @@ def leaves_bare(which: int):
     return step
 
 
-RIGHT = ("a correct step", False, "nothing is wrong with it. Its noise is drawn in an order of its own, "
-         "which is just as good: test the guarantee (distances, standard deviations), not the bits.")
+RIGHT = ("a correct step", False, "nothing is wrong with it. It may use the normals in another order, with "
+         "other signs or mixed, which is just as good: test the guarantee (distances, standard deviations), "
+         "not the bits.")
 
 
 def suspects():
     """All steps look alike from outside, and are asked about in a random order; the first mistake is told."""
     table = [                                            # what it is, does it leak?, what it means, the step
-        (*RIGHT, dpsgd.private_gradient), (*RIGHT, right(1)), (*RIGHT, right(2)), (*RIGHT, right(3)),
+        (*RIGHT, dpsgd.private_gradient), (*RIGHT, right(torch.neg)), (*RIGHT, right(lambda z: z.flip(0))),
+        (*RIGHT, right(lambda z: z - 2 * z.mean())),                     # mirrored along (1, 1, .. 1)
         ("a step that clips above C", True, "one image moves the sum by more than C. Is your longest "
          "gradient several times C?", clips_at(CHANCE.uniform(1.5, 3))),
         ("a step that clips K draws one by one", True, "this is the published code: one image moves the sum "
@@ -83,17 +89,20 @@ def suspects():
          "bare one is published as it is.", leaves_bare(0)),
         ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, the "
          "last one too.", leaves_bare(-1)),
-        ("a step with new noise for each chunk", True, "the noise grows with the lot and so tells its size: "
+        ("a step that adds noise to each chunk", True, "the noise grows with the lot and so tells its size: "
          "give it a lot of several chunks.", with_bug(6)),
-        ("a step with the same noise every time", True, "call it twice with one generator: the difference "
+        ("a step with the same noise every time", True, "call it twice, with new normals: the difference "
          "has no noise.", with_bug(13)),
     ]
     said = {}
 
     def anonymous(number):
-        def step(per_sample, params, examples, *, C, sigma, B, generator=None, chunk=256):
-            return table[number][3](per_sample, params, examples, C=C, sigma=sigma, B=B,
-                                    generator=source(generator), chunk=chunk)
+        def step(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256):
+            n = sum(p.numel() for p in params.values())
+            if sigma and (normals is None or normals.shape != (n,) or normals.dtype != torch.float64):
+                raise ValueError(f"sigma = {sigma} needs normals of shape ({n},) in float64")
+            return table[number][3](per_sample, params, examples, C=C, sigma=sigma, B=B, normals=normals,
+                                    chunk=chunk)
         return step
 
     def ask(f, number):

@@ -21,9 +21,9 @@ ANSWERS = {
         "With C = 10 the noise is a tenth of what was accounted for, and an image shows through it; with C "
         "below 1 nobody learns anything, not even the model."),
     "bug06_micro_batches": (
-        "test_the_noise_is_drawn_once_a_step_however_many_chunks",
-        "The noise has variance (number of chunks) (sigma C)^2: its size tells the size of the lot, which "
-        "one image can change."),
+        "test_the_noise_is_added_once_however_many_chunks",
+        "The noise has standard deviation (number of chunks) sigma C: its size tells the size of the lot, "
+        "which one image can change."),
     "bug07_early_return": (
         "test_an_empty_lot_gets_its_noise",
         "Where the image is the only one, any result but 0 tells that it was there: that has probability q "
