@@ -192,8 +192,8 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
     own = vars(source.run.settings) if source.run else dict(data="mnist")
     name = a.data or own["data"]
     if name in ("folder", "npz"):                                        # a published folder names no place
-        raise ValueError(f"{a.source} was trained on a {name} of the curator's; where it is, is not published; "
-                         f"pass --data {name}:PATH")
+        raise ValueError(f"{a.source} was trained on {name}:.. of the curator's; where it is, is not "
+                         f"published; pass --data {name}:PATH")
     if own["data"] not in (name, name.partition(":")[0]):
         own = {}
     places, names = own.get("labels"), source.names

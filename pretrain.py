@@ -266,6 +266,9 @@ def train_autoencoder(s: Settings) -> None:
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
     images, _ = data.load(s.data, "train", s.data_dir or None, s.size, white=s.white)
+    if len(images) < 2:
+        raise ValueError(f"--data {s.data} has {screen.count(len(images), 'image')}; expected at least 2, one to "
+                         f"train on and one to measure with")
     held_out = torch.arange(len(images)) % HELD_OUT == 0
     test, images = images[held_out], images[~held_out]
     if s.base:

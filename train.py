@@ -89,6 +89,7 @@ def check(s: Settings) -> Settings:
     need(0 < s.lr < math.inf, "lr", "a number above 0")
     need(s.epsilon > 0, "epsilon", "a number above 0, or inf for a run without privacy")
     need(1 <= s.white <= 65_535, "white", "a grey level, 1 to 65535")
+    need(s.out != "", "out", "a folder for the run")
     if s.N == 0:
         raise ValueError(f"--data {s.data} has no published size: declare the number of its images with --N, "
                          f"at least 1 (--N 0 is for data sets that have one)")

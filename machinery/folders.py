@@ -98,7 +98,8 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
     check_classes(path, there, classes)
     found, others, own, links = [], [], [], []
     for number, name in enumerate(there):
-        label, files = number if classes is None else [alike(c) for c in classes].index(alike(name)), []
+        label = number if classes is None else [alike(c) for c in classes].index(alike(name))
+        files = []
         for here, folders, names in os.walk(path / name, onerror=refuse):
             own += [Path(here, f) for f in folders if hidden(f)]
             folders[:] = [f for f in folders if not hidden(f)]

@@ -6,6 +6,7 @@ constant that the curator declares: measured on the private images, a single one
   $ python -m machinery.pictures FILE ...    # the size of each, and how bright it is
 """
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def all_refused(refused: list[Refused]) -> ValueError:
     more = ", and no further one was read" if len(refused) == MOST else ""
     which = [f"{e.file} {e.why}" for e in refused]
     cures = sorted({e.cure.replace(" it", " them") for e in refused})
-    return ValueError("; ".join([f"{len(refused)} pictures are refused{more}: {which[0]}", *which[1:], *cures]))
+    return ValueError(f"{len(refused)} pictures are refused{more}: " + "; ".join(which + cures))
 
 
 def picture(file: Path, size: int, channels: int = 3, white: int = WHITE) -> Tensor:
@@ -51,7 +52,7 @@ def fit(image, size: int) -> Tensor:
 
 
 def read(file: Path, channels: int, white: int) -> tuple:
-    """(a Pillow image of mode L or RGB, its brightest level where the file has 16 bits, else None).
+    """(a Pillow image of mode L or RGB, its brightest level where the file has grey of 16 bits, else None).
 
     Errors: as `picture`, each a `Refused`
     """
@@ -75,8 +76,9 @@ def read(file: Path, channels: int, white: int) -> tuple:
         elif ";16" in packed and white != WHITE:
             raise ValueError(f"colour of 16 bits, of which only the upper 8 can be read here, too few for "
                              f"--white {white}; save it with 8 bits")
-        elif ";16" in packed:
-            level = 257 * int(np.asarray(image.convert("RGB")).max())
+        elif ";16" in packed and 4 * np.asarray(image.convert("RGB")).max() <= 255:
+            warnings.warn("colour of 16 bits, at most a quarter of them used: it will be dark; if its device "
+                          "writes 12 or 14 bits, save it with 8")
         elif image.mode == "F":
             raise ValueError("floating-point grey levels, whose white is unknown; save it with 8 or 16 bits")
         if image.has_transparency_data:

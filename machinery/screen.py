@@ -50,7 +50,7 @@ NAMES = ("classes", "start")     # flags that hold the names of classes, not a p
 
 
 def at_home(value):
-    """A path without the ~ that the shell leaves alone in `--out=~/run` and `folder:~/pics`; no path, as it is."""
+    """A path without the ~ that the shell leaves in `--out=~/run` and `folder:~/pics`; else as it is."""
     if isinstance(value, os.PathLike):
         return type(value)(os.path.expanduser(value))
     if not isinstance(value, str):

@@ -101,9 +101,9 @@ def in_places(images: Tensor, labels: Tensor, places: list[int] | None,
         lowest, highest = int(labels.min()), int(labels.max())
         if highest == len(places) and not (labels == 0).any():
             raise ValueError(f"the labels go from {lowest} to {highest}, and those of {len(places)} declared "
-                             f"classes from 0 to {len(places) - 1}, so {outside} would count as none: save the "
-                             f"file with labels - 1; or declare {len(places) + 1} classes, the first without "
-                             f"images")
+                             f"classes from 0 to {len(places) - 1}, so {outside} would count as none: save "
+                             f"the file with labels - 1; or declare {len(places) + 1} classes, the first "
+                             f"without images")
         if not known.any():
             raise ValueError(f"none of {screen.count(len(labels), 'image')} has the label of a declared "
                              f"class, 0 to {len(places) - 1}: the labels go from {lowest} to {highest}")

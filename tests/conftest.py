@@ -20,6 +20,9 @@ sys.path.insert(0, str(ROOT))
 import ddpm  # noqa: E402
 import lora  # noqa: E402
 import unet  # noqa: E402
+from machinery import screen  # noqa: E402
+
+screen.PATIENCE = 600.0      # seconds: on a busy machine no test finds a line about waiting among the words
 
 
 # -----------------------------------------------------------------------------

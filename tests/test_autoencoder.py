@@ -81,6 +81,13 @@ def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
     assert torch.equal(autoencoder.to_latents(model, IMAGES.repeat(12, 1, 1, 1))[-6:], together)
 
 
+def test_a_small_images_latent_depends_on_no_other_image(model):
+    """Enlarging overshoots, and what is beyond the range of pixels is cut off; not of those beside it."""
+    dull = SMALL // 4 + 96
+    alone, beside = (autoencoder.to_latents(model, x) for x in (dull, torch.cat([dull, SMALL])))
+    assert torch.equal(alone, beside[:6])
+
+
 def test_latents_are_near_the_encoders_mean_whatever_the_batch(model):
     expected = model.scale * model.encode(data.to_float(IMAGES))[0]
     for batch in (1, 4):

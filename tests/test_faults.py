@@ -296,6 +296,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(program, flags,
                                                                  monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(screen, "PATIENCE", 600)                         # seconds: the machine may be busy
     before, flags = snapshot(world), flags.split()
     if program == "sample":
         code, _, err = call(sample.main, flags[0], *SAMPLE, *flags[1:])

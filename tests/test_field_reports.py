@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +219,8 @@ def test_a_declared_number_far_from_the_images_is_told_of(here, tmp_path):
     for N, told in ((60, False), (600, True)):
         code, out, err = finetune(*COLOUR, "--data", "npz:zero.npz", "--classes", "4", "--N", N,
                                   "--out", tmp_path / str(N))
-        assert code == 0 and ("60 images found, and --N declares 600" in err) == told and "found" not in out, err
+        assert code == 0 and "found" not in out, err
+        assert ("60 images found, and --N declares 600" in err) == told
 
 
 def test_a_warning_of_pillows_names_its_file(pics, capsys, monkeypatch):
@@ -275,6 +278,23 @@ def test_twelve_bits_in_sixteen_are_told_of_and_their_white_can_be_declared(tmp_
     np.savez(tmp_path / "deep.npz", arr_0=levels)
     for white, pixels in ((65535, dark), (4095, bright)):
         assert torch.equal(data.load(f"npz:{tmp_path / 'deep.npz'}", size=8, white=white)[0], pixels)
+
+
+def test_twelve_bits_in_colour_are_told_of_and_no_white_is_made_up_for_them(tmp_path, capsys):
+    """Pillow reads the upper 8 of 16 bits in colour, so that 12 bits leave 16 levels."""
+    from PIL import PngImagePlugin                                       # Pillow alone writes no such file
+    deep, place = RNG.integers(0, 4_081, (8, 8, 3), dtype=np.uint16), tmp_path / "pics" / "a"
+    place.mkdir(parents=True)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    with open(place / "0.png", "wb") as f:
+        f.write(b"\x89PNG\r\n\x1a\n")
+        PngImagePlugin.putchunk(f, b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+        PngImagePlugin.putchunk(f, b"IDAT", zlib.compress(rows))
+        PngImagePlugin.putchunk(f, b"IEND", b"")
+    assert data.load(f"folder:{tmp_path / 'pics'}", size=8)[0].max() < 16
+    assert "0.png (colour of 16 bits, at most a quarter" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="too few for --white 4095; save it with 8 bits"):
+        data.load(f"folder:{tmp_path / 'pics'}", size=8, white=4095)
 
 
 def test_the_usual_white_gives_the_levels_that_it_always_gave():
@@ -405,7 +425,7 @@ def test_sample_writes_arrays_under_a_name_that_evaluate_knows(here, tmp_path):
     code, out, _ = call(sample.main, tmp_path / "run", *few, "--npz", tmp_path / "A.NPZ")
     assert code == 0 and out.endswith("A.NPZ (1 image)\n")
     shutil.copy(tmp_path / "A.NPZ", tmp_path / "renamed")
-    for name in ("A.NPZ", "renamed"):                                    # read as arrays: one image is too few
+    for name in ("A.NPZ", "renamed"):                                    # arrays, of one image: too few
         assert "expected n >= 2" in refused(call(evaluate.main, tmp_path / name))
 
 
@@ -429,10 +449,19 @@ def test_defaults_follow_the_declared_number_and_are_legal(argv, B, delta):
     assert recipes.B == train.Settings.B
 
 
+def test_what_is_too_little_is_refused_in_words(here, tmp_path):
+    make_folder(tmp_path / "one", sizes=[(40, 40)], classes=("a",))
+    said = refused(call(pretrain.main, "autoencoder", "--data", f"folder:{tmp_path / 'one'}", "--out",
+                        tmp_path / "coder.pt", "--device", "cpu"))
+    assert "has 1 image; expected at least 2" in said
+    assert "--out : expected a folder" in refused(finetune("--out", ""))
+
+
 def test_a_number_that_nobody_typed_is_not_held_against_anybody(here):
     said = refused(finetune("--data", "npz:zero.npz", "--N", 0))
     assert "declare the number of its images with --N" in said
-    code, _, err = call(train.main, *"--data npz:zero.npz --N 60 --classes 4 --base lost.pt --delta 1e-3".split())
+    argv = "--data npz:zero.npz --N 60 --classes 4 --base lost.pt --delta 1e-3"
+    code, _, err = call(train.main, *argv.split())
     assert code == 2 and "lost.pt" in err and "--B" not in err, "the default B of 60 images is legal"
 
 
@@ -440,8 +469,8 @@ def test_a_number_that_nobody_typed_is_not_held_against_anybody(here):
 
 def program(line: str, here, **environment) -> subprocess.CompletedProcess:
     """A shell's command line, with PYTHON train.py as $TRAIN and PYTHON sample.py as $SAMPLE."""
-    run = f"{sys.executable} {ROOT}/tests/helpers.py --data npz:zero.npz --classes 4 --size 8 --base colour.pt " \
-          f"--N 60 --steps 2 --rank 2 --delta 1e-3 --device cpu --seed 1"
+    run = (f"{sys.executable} {ROOT}/tests/helpers.py --data npz:zero.npz --classes 4 --size 8 "
+           f"--base colour.pt --N 60 --steps 2 --rank 2 --delta 1e-3 --device cpu --seed 1")
     draw = f"{sys.executable} {ROOT}/sample.py --n 1 --steps 1 --device cpu"
     return subprocess.run(line, shell=True, capture_output=True, cwd=here, executable="/bin/bash",
                           env=dict(os.environ, TRAIN=run, SAMPLE=draw, **environment))
@@ -450,8 +479,8 @@ def program(line: str, here, **environment) -> subprocess.CompletedProcess:
 def test_what_the_encoding_of_a_log_lacks_becomes_backslashes_and_closed_streams_stop_nothing(here, tmp_path):
     """>&- and 2>&-: and what is said goes into no file that happens to get their number."""
     out = tmp_path / "输出"
-    done = program(f"$TRAIN --out {out} && $SAMPLE {out} --base colour.pt --out {tmp_path}/ü输.png >&- 2>&- <&-",
-                   here, PYTHONIOENCODING="cp1252")
+    line = f"$TRAIN --out {out} && $SAMPLE {out} --base colour.pt --out {tmp_path}/ü输.png >&- 2>&- <&-"
+    done = program(line, here, PYTHONIOENCODING="cp1252")
     said = done.stdout.decode("cp1252")
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done
     assert r"next: python sample.py" in said and r"\u8f93\u51fa" in said
@@ -462,7 +491,7 @@ def test_what_the_encoding_of_a_log_lacks_becomes_backslashes_and_closed_streams
 def test_training_with_closed_streams_is_training(here, tmp_path):
     """>&- 2>&- as Python sees it, in a fork of this process: closed descriptors, and no streams."""
     def argv(out):
-        return [*helpers.FLAGS, *COLOUR, "--data", "npz:zero.npz", "--classes", "4", "--out", str(tmp_path / out)]
+        return [*helpers.FLAGS, *COLOUR, *"--data npz:zero.npz --classes 4 --out".split(), str(tmp_path / out)]
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
@@ -586,7 +615,8 @@ def test_a_signal_while_samples_are_drawn_ends_the_run_and_resume_finishes_it(nu
     with pytest.MonkeyPatch.context() as m:
         m.setattr(sample, "generate", lambda *_, **__: signal.raise_signal(number))
         code, _, err = finetune("--out", out, "--seed", 4, picture=True)
-    assert code == 1 and err.splitlines()[-1].startswith(f"stopped while the files of {out} were written"), err
+    last = err.splitlines()[-1]
+    assert code == 1 and last.startswith(f"stopped while the files of {out} were written"), err
     assert "all 6 steps" in err and "--resume finishes it" in err
     assert (out / "checkpoint.pt").exists() and not (out / "privacy.json").exists()
     assert finetune("--out", out, "--seed", 4, "--resume", picture=True)[0] == 0
@@ -597,7 +627,7 @@ def test_a_signal_while_samples_are_drawn_ends_the_run_and_resume_finishes_it(nu
 def test_a_signal_before_the_first_step_leaves_nothing_and_resume_says_so(here, tmp_path):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(folders, "load_npz", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-        code, _, err = finetune(*COLOUR, "--data", "npz:zero.npz", "--classes", "4", "--out", tmp_path / "run")
+        code, _, err = finetune(*COLOUR, *"--data npz:zero.npz --classes 4 --out".split(), tmp_path / "run")
     assert code == 143 and "interrupted by SIGTERM" in err, err
     assert not (tmp_path / "run").exists()
     assert "no step was saved there" in refused(finetune("--out", tmp_path / "run", "--resume"))

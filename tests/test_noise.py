@@ -217,6 +217,20 @@ def test_a_release_is_a_whole_number_of_units_whatever_the_sum_and_the_noise_are
     assert torch.equal(units, units.round()) and len(units.unique()) > 100
 
 
+def test_with_the_noise_known_an_image_moves_a_release_by_its_own_whole_numbers():
+    """So the noise is added to the exact sum: one rounded before, as to float32, would move by others."""
+    x, C, normals = 9 * torch.randn(12, 500), 0.3, SECRET.normals(5, 500)
+
+    def units(lot):
+        released = dpsgd.private_gradient(gradient_is_x, {"w": torch.zeros(500).double()}, (lot,), C=C,
+                                          sigma=0.7, B=1, normals=normals)["w"]
+        return (released / dpsgd.unit(C)).long()
+    for i in range(12):
+        own = dpsgd.clip_and_count({"w": x[i:i + 1]}, C)
+        moved = units(x) - units(torch.cat([x[:i], x[i + 1:]]))
+        assert (moved - own["w"]).abs().max() <= 1, i                    # sum and noise are rounded together
+
+
 def float32_release(total: float, normals: torch.Tensor) -> torch.Tensor:
     """What Mironov attacked, for Gaussian noise: float32 normals on a float32 sum."""
     return (total + normals.float()).double()

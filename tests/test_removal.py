@@ -159,3 +159,16 @@ def test_both_copies_of_an_image_count(whole):
     for step in whole.steps:
         assert len(step.examples[0]) == len(CLASSES)
         assert all(torch.equal(e[6], e[8]) for e in step.examples)
+
+
+def test_files_that_are_no_pictures_change_no_published_byte(tmp_path, monkeypatch):
+    """What is left out of a folder is told on the screen; how much it is, is private."""
+    published = []
+    for name, more in (("with", ["notes.txt", "cats/notes.txt", "cats/.8.png", "9.png"]), ("without", [])):
+        def write(images, kept):
+            write_folder(images, kept)
+            for path in more:
+                Path("data", path).write_bytes(Path("data/cats/9.png").read_bytes())
+        monkeypatch.setitem(KINDS, "grey-folder", (KINDS["grey-folder"][0], write, *KINDS["grey-folder"][2:]))
+        published.append(run(tmp_path / name, "grey-folder", list(range(len(CLASSES))))[1])
+    assert published[0] == published[1]
