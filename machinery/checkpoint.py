@@ -195,7 +195,11 @@ def load(path: Path, settings: dict) -> dict:
 
 
 def shred(path: Path) -> None:
-    """Overwrite a file with zeros, then remove it: an old disk block shows nothing of the private images."""
+    """Overwrite a checkpoint with zeros, then remove it.
+
+    Blocks of earlier checkpoints, which the disk has freed when a newer one took their place, are not reached.
+    They hold no key, but a fingerprint of the private images.
+    """
     with open(path, "r+b") as f:
         f.write(bytes(path.stat().st_size))
         f.flush()

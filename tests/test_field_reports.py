@@ -491,7 +491,8 @@ def test_what_the_encoding_of_a_log_lacks_becomes_backslashes_and_closed_streams
 def test_training_with_closed_streams_is_training(here, tmp_path):
     """>&- 2>&- as Python sees it, in a fork of this process: closed descriptors, and no streams."""
     def argv(out):
-        return [*helpers.FLAGS, *COLOUR, *"--data npz:zero.npz --classes 4 --out".split(), str(tmp_path / out)]
+        how = "--data npz:zero.npz --classes 4 --out".split()
+        return [*helpers.FLAGS, *COLOUR, *how, str(tmp_path / out)]
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
