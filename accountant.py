@@ -267,8 +267,8 @@ def compose(paths: list[str], delta: float) -> None:
 def show_table(q: float, steps: int, delta: float) -> None:
     """Epsilon against steps, with the noise that keeps epsilon = 10 after `steps` of them."""
     sigma = calibrate(10.0, delta, q, steps)
-    print(f"q = {q:.6g}, sigma = {sigma:.6g}, delta = {delta:g}: epsilon = 10 after {steps} steps. Epsilon grows "
-          f"more slowly than the steps")
+    print(f"q = {q:.6g}, sigma = {sigma:.6g}, delta = {delta:g}: epsilon = 10 after {steps} steps. "
+          f"Epsilon grows more slowly than the steps")
     print("best order: the order of the Rényi divergence whose bound on epsilon is the smallest\n")
     print(f"{'steps':>9}  {'epsilon':>9}  {'best order':>10}")
     for steps in sorted({1, 10, 100, 1_000, 10_000, 100_000, steps}):
@@ -282,8 +282,8 @@ def main() -> None:
     goal.add_argument("--epsilon", type=float, help="the budget: prints the noise multiplier that keeps it")
     goal.add_argument("--sigma", type=float, help="the noise multiplier: prints the epsilon it costs")
     parser.add_argument("--delta", type=float, default=1e-5, help="a probability")
-    parser.add_argument("--q", type=float, default=512 / 60_000, help="sampling rate B/N; default: train.py's")
-    parser.add_argument("--steps", type=int, default=110, help="steps of one run; default: train.py's")
+    parser.add_argument("--q", type=float, default=512 / 60_000, help="sampling rate B/N")
+    parser.add_argument("--steps", type=int, default=110, help="steps of one run")
     parser.add_argument("compose", nargs="*", metavar="compose A/privacy.json B/privacy.json",
                         help="what several runs on the same images cost together")
     a = parser.parse_args()

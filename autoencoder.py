@@ -210,9 +210,9 @@ if __name__ == "__main__":
     images = data.load("cells", "test")[0][::178]                # 16 blood cells, which it never saw
     z = to_latents(model, images)
     back = to_images(model, z, images.shape[1:])
-    print(f"x {tuple(images.shape[1:])} -> z {tuple(z.shape[1:])}: f = {model.f}, so {model.f**2} times fewer "
-          f"positions, and {images[0].numel() // z[0].numel()} times fewer numbers")
-    print(f"z has standard deviation {z.std():.2f} on these cells; the public scale makes it 1 on photographs")
+    print(f"x {tuple(images.shape[1:])} -> z {tuple(z.shape[1:])}: f = {model.f}, so {model.f**2} times "
+          f"fewer positions, and {images[0].numel() // z[0].numel()} times fewer numbers")
+    print(f"z has standard deviation {z.std():.2f} on these cells, and 1 on public photographs")
     Path("runs").mkdir(exist_ok=True)
     save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
     print(f"{psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, D(E(x)) below")

@@ -62,7 +62,7 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
 
 
 def uniform(u: Tensor, T: int) -> Tensor:
-    """t/T uniform on [0, 1): u in [0, 1] -> t.                                            [DDPM, the paper]"""
+    """t/T uniform on [0, 1): u in [0, 1] -> t.                                           [DDPM, the paper]"""
     return (T * u).long()
 
 
@@ -76,7 +76,7 @@ def middle(u: Tensor, T: int) -> Tensor:
 
 
 def flat(a: Tensor) -> Tensor:
-    """w(t) = 1, a = alpha_bar_t.                                                          [DDPM, the paper]"""
+    """w(t) = 1, a = alpha_bar_t.                                                         [DDPM, the paper]"""
     return torch.ones_like(a)
 
 
@@ -231,14 +231,14 @@ def ddpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 1000, e
     return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule, limit)
 
 
-# a new sampler is a row here; all take (model, labels, shape, steps, eta, guidance, generator, schedule, limit)
+# a new sampler is a row here; all take the arguments of ddim_sample
 SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample, "dpm": dpm_sample}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How pictures are drawn: all of it is post-processing and costs no privacy."""
-    sampler: str = "ddim"        # ddpm makes all 1000 steps, dpm is of second order: the sharpest in few steps
+    sampler: str = "ddim"        # ddpm makes all 1000 steps; dpm, of second order, is the sharpest in few
     steps: int = 50              # jumps from noise to image, 1 to 1000; ddpm makes all of them
     eta: float = 1.0             # of ddim, 0: deterministic; 1: as random as DDPM
     guidance: float = 0.5        # classifier-free guidance w, 0: none

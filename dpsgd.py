@@ -106,7 +106,7 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 
 SMALLEST_C = 1e-40                                       # gradient units; C above it is exact in float64
 MOST_EXAMPLES = 2**22                                    # in a lot: that many whole numbers fit into int64
-SLACK = 2.0**-30                                         # relative: float64's error in a norm is below it
+SLACK = 2.0**-30                                         # relative: float64's error in a norm, or in a sum, is below it
 WIDTH = 1024                                             # numbers of a gradient that are squared at a time
 
 
@@ -211,9 +211,10 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
                multiplier sigma. The result is the same to the last bit for any chunk, order and number of
                ranks that give an example the same gradient
     """
-    if chunk < 1 or not B > 0 or len(examples[0]) > MOST_EXAMPLES:
+    most = MOST_EXAMPLES // distributed.ranks()
+    if chunk < 1 or not B > 0 or len(examples[0]) > most:
         raise ValueError(f"private_gradient: chunk = {chunk}, B = {B}, {len(examples[0])} examples, expected "
-                         f"at least 1, above 0 and at most {MOST_EXAMPLES}")
+                         f"at least 1, above 0 and at most {most}")
     if sigma and normals is None:
         raise ValueError(f"private_gradient: sigma = {sigma} without normals, expected Secret.normals")
     whole = torch.int64 if C < math.inf else torch.float64

@@ -377,7 +377,8 @@ def main() -> None:
     p.add_argument("--white", type=int, default=None,
                    help="grey level of white in real images of 16 bits (default: the run's own, or 65535)")
     p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
-    p.add_argument("--base", default=None, help="where the public base is now (default: where the run had it)")
+    p.add_argument("--base", default=None,
+                   help="where the public base is now (default: where the run had it)")
     flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
     p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")

@@ -276,8 +276,9 @@ if __name__ == "__main__":
     factors = sum(p.numel() for name, p in trainable.items() if "lora_" in name)
     rows = sum(p.numel() for name, p in trainable.items() if "lora_" not in name)
     print(f"before: {total:,} weights, all trainable")
-    print(f"after:  {sum(p.numel() for p in frozen.values()):,} of them frozen, {rows:,} (the class embedding) "
-          f"trainable as they are, and {factors:,} new ones in the factors of {adapted} adapted layers\n")
+    print(f"after:  {sum(p.numel() for p in frozen.values()):,} of them frozen, {rows:,} (the class "
+          f"embedding) trainable as they are, and {factors:,} new ones in the factors of {adapted} adapted "
+          f"layers\n")
     for name, p in trainable.items():
         print(f"  {name:<28} {str(tuple(p.shape)):<12} {p.numel():>6,}")
     first = next(name for name in trainable if name.endswith(".lora_A"))

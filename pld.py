@@ -74,8 +74,8 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     step is N(0, sigma^2) against a mixture of N(j, sigma^2).
     Source:    Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling", Thm 1.1
     Shapes:    runs: a list of (q, sigma, steps)
-    Guarantee: as `pld_epsilon`, for normals of any length: machinery/secret.py's reach 13.3 standard
-               deviations, which adds secret.tail(...) to delta, far below 1e-20
+    Guarantee: as `pld_epsilon`, for normals of any length; what the longest one of machinery/secret.py
+               adds to delta is bounded by `tail` there
     Errors:    images not whole, below 1 or above 1000, else as `epsilon` -> ValueError
     Example:   [(.00853, .4526, 110)], delta=1e-5, images=2 -> 14.93, less than twice the 8.13 of one image
     """
@@ -91,7 +91,7 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     tight = max(_removed_and_added(runs, delta, images))
     if images > 1:
         return tight
-    return min(tight, accountant.composed_epsilon(runs, delta))      # where the grid is too coarse, RDP is not
+    return min(tight, accountant.composed_epsilon(runs, delta))      # RDP holds where the grid is too coarse
 
 
 def _removed_and_added(runs, delta, images) -> tuple[float, float]:

@@ -56,7 +56,7 @@ CHOICES = {"unet": UNETS, "draws": ddpm.DRAWS}                   # --help and `c
 @dataclasses.dataclass(frozen=True)
 class Settings:
     data: str = "glyphs"           # public images: folder:PATH, npz:FILE or a name
-    mix: str = ""                  # more public images, under the null class: a data set's name or folder:PATH
+    mix: str = ""                  # more public images, under the null class: a name or folder:PATH
     share: float = 0.5             # share of --mix among the images of a step
     data_dir: str = ""             # where their files are
     size: int = 64                 # side in pixels of the images of folder:
@@ -82,7 +82,8 @@ def check(s: Settings, foreign: tuple = ()) -> None:
     for name in foreign:
         if getattr(s, name) != getattr(Settings, name):
             raise ValueError(f"--{name} {getattr(s, name)}: expected only by "
-                             f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave it out")
+                             f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave it "
+                             f"out")
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
                          f"folder:PATH or npz:FILE{data.meant(s.data)}")
@@ -267,8 +268,8 @@ def train_autoencoder(s: Settings) -> None:
     torch.manual_seed(s.seed)
     images, _ = data.load(s.data, "train", s.data_dir or None, s.size, white=s.white)
     if len(images) < 2:
-        raise ValueError(f"--data {s.data} has {screen.count(len(images), 'image')}; expected at least 2, one to "
-                         f"train on and one to measure with")
+        raise ValueError(f"--data {s.data} has {screen.count(len(images), 'image')}; expected at least 2, "
+                         f"one to train on and one to measure with")
     held_out = torch.arange(len(images)) % HELD_OUT == 0
     test, images = images[held_out], images[~held_out]
     if s.base:
@@ -309,7 +310,8 @@ def train_autoencoder(s: Settings) -> None:
 def main() -> None:
     argv, stage, foreign = sys.argv[1:], pretrain, ("crop", "channels")
     if argv[:1] == ["autoencoder"]:
-        argv, stage, foreign = argv[1:], train_autoencoder, ("unet", "autoencoder", "draws", "flip", "mix", "share")
+        argv, stage = argv[1:], train_autoencoder
+        foreign = ("unet", "autoencoder", "draws", "flip", "mix", "share")
     named = CHOICES | dict(data=[*DRAWN, *data.KNOWN])           # for --help alone: `check` allows more
     s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=named)
     with screen.one_line("pretrain.py", "lower --batch"):

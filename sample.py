@@ -166,7 +166,8 @@ def main() -> None:
     p.add_argument("--floor", type=int, default=0,
                    help="grey levels (0 to 255) up to this become 0: a black background is black")
     p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
-    p.add_argument("--base", default=None, help="where the public base is now (default: where the run had it)")
+    p.add_argument("--base", default=None,
+                   help="where the public base is now (default: where the run had it)")
     p.add_argument("--batch", type=int, default=None,
                    help="images per forward pass: memory only (default: 128 on a CPU, else 1000)")
     p.add_argument("--seed", type=int, default=None, help="make the same pictures again (costs no privacy)")

@@ -38,7 +38,7 @@ from support.runs import Run
 
 EMA_DECAY = 0.95             # of the adapter's running average, per step: it remembers about 20 of 110 steps
 DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
-CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT}  # --help and `check` follow these
+CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT}     # --help and `check` follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +145,10 @@ def finetune(s: Settings) -> None:
     weights = sum(p.numel() for p in trainable.values())
     if rank == 0:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
-    run, share = runs.private_share(run, rank, ranks, device)    # this rank's images, as the network takes them
+    run, share = runs.private_share(run, rank, ranks, device)    # its images, as the network takes them
     mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,
                      private_images=share.fingerprint)           # --resume compares it, and so do the ranks:
-    distributed.agree(mechanism)                                 # else an image could be in two ranks' shares
+    distributed.agree(mechanism | devices.kind(device))          # else an image could be in two ranks' shares
     secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # of lots and privacy noise
     key = draws.new_key(s.seed).to(device)                       # of t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
@@ -176,7 +176,7 @@ def finetune(s: Settings) -> None:
         spent, order = accountant.epsilon(q, sigma, step, s.delta)       # of the steps that ran
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         show = s.peek > 0 and step % s.peek == 0
-        progress.record(step, s.steps, spent, order, save=show)          # first, so that no step shown runs again
+        progress.record(step, s.steps, spent, order, save=show)      # first: no step that is shown runs again
         if show and rank == 0:
             with average.applied(trainable):
                 sample.class_strip(run, Path(s.out) / f"peek-{step:05d}.png")

@@ -29,7 +29,7 @@ def leaks(step: Callable) -> bool:
     """True if the step breaks the guarantee, False if it keeps it.
 
     step(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256) -> dict of (*shape)
-    normals: float64, one of N(0, 1) for each weight; sigma = 0 needs none
+    normals: float64, one of N(0, 1) for each weight: torch's are good enough for a test; sigma = 0 needs none
     Example: step(toy, {"w": torch.zeros(1), "v": torch.zeros(2)}, (torch.ones(5, 4, 3),), C=1, sigma=0, B=5)
     """
     raise NotImplementedError                                            # about 20 lines

@@ -108,7 +108,7 @@ def test_each_image_is_in_the_lot_by_its_own_coin():
     lots = [dpsgd.poisson_sample(SECRET.coins(now, 100), 0.3) for now in range(4000)]
     sizes = torch.tensor([float(len(lot)) for lot in lots])
     close(sizes.mean().item(), 30, "for N = 100 and q = 0.3 the mean size of a lot is", rel=0.05)
-    close(sizes.var().item(), 21, "and its variance, N q (1 - q), is", rel=0.2)
+    close(sizes.var().item(), 21, "the variance of its size, N q (1 - q), is", rel=0.2)
 
 
 def test_the_noise_has_standard_deviation_sigma_C():

@@ -4,7 +4,8 @@ A checkpoint holds the adapter, its average, the optimiser, the key of the draws
 holds no secret of the noise: a run with --seed makes its key again from the seed, and goes on bit for bit on
 a CPU with the same --chunk; a private run that is resumed draws a fresh key for the steps from there on, so
 two continuations of one checkpoint have no noise in common. A step that ran and was lost with the process
-was shown to nobody, so running it again with other noise is no second look at the private images.
+was shown to nobody, so running it again with other noise is no second look at the private images, unless what
+killed the process depended on that step: too little memory for a large batch, or a time limit.
 Only the owner may read a checkpoint: it holds a fingerprint of the private images. A finished run deletes it.
 
   $ python -m machinery.checkpoint      # writes, kills the writer half-way, reads
@@ -85,7 +86,7 @@ def alone(lock: Path, fresh: bool = False):
     """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process
     id. Of several ranks the first holds it for all.
 
-    Two runs in one folder would leave the statement of one beside the adapter of the other, which spent more.
+    Two runs in one folder would leave the privacy report of one beside the adapter of the other, which spent more.
     A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made
     for the lock go again if nothing was written in them. fresh: the folder must not hold a run either.
     Errors: held by another program, or no place for it, or a run there -> ValueError in one line
@@ -153,7 +154,7 @@ def _abandoned(lock: Path, host: str) -> bool:
 
 
 def save(path: Path, state: dict, mode: int = 0o600) -> None:
-    """torch.save that only the owner can read, as a checkpoint must be: it holds random state.
+    """torch.save that only the owner can read, as a checkpoint must be.
 
     Errors: OSError (on a file, torch.save makes a RuntimeError of it)
     """
@@ -165,7 +166,7 @@ def save(path: Path, state: dict, mode: int = 0o600) -> None:
 def load(path: Path, settings: dict) -> dict:
     """Read a checkpoint, weights only, if it was written under these `settings`.
 
-    The statement covers ONE mechanism: a run that changes sigma, q, the data or the adapter half-way is
+    The privacy report covers ONE mechanism: a run that changes sigma, q, the data or the adapter half-way is
     another one. What no promise depends on (FREE) may change: out of memory, it goes on with a smaller chunk.
 
     Errors: missing, unreadable or written under other settings -> ValueError in one line
@@ -197,8 +198,8 @@ def load(path: Path, settings: dict) -> dict:
 def shred(path: Path) -> None:
     """Overwrite a checkpoint with zeros, then remove it.
 
-    Blocks of earlier checkpoints, which the disk has freed when a newer one took their place, are not reached.
-    They hold no key, but a fingerprint of the private images.
+    Blocks of earlier checkpoints, which the disk has freed when a newer one took their place, are not
+    reached. They hold no key, but a fingerprint of the private images.
     """
     with open(path, "r+b") as f:
         f.write(bytes(path.stat().st_size))

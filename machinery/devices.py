@@ -33,6 +33,14 @@ def fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def kind(device: torch.device) -> dict:
+    """What a gradient's rounding depends on. Ranks have to agree on it: where one image is taken out of the
+    list, all images behind it move to another rank, and must have the same gradients there.
+    """
+    return dict(device=device.type, bfloat16=fast_bfloat16(device), torch=torch.__version__,
+                processor=torch.backends.cpu.get_cpu_capability())
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 for a network's forward and backward pass where `fast_bfloat16` says so, else float32.
 

@@ -80,7 +80,7 @@ def same_everywhere(params: dict[str, torch.Tensor]) -> None:
 
 
 def of_the_first(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rank 0's values, on every rank and to the last bit, in one broadcast; `params` itself without a group."""
+    """Rank 0's values, on every rank and to the last bit, in one broadcast; without a group `params`."""
     if not dist.is_initialized():
         return params
     flat = torch.cat([p.flatten() for p in params.values()])
@@ -109,7 +109,8 @@ def agree(facts: dict) -> None:
         return
     everyone = [None] * dist.get_world_size()
     answered(dist.all_gather_object, everyone, facts)
-    different = [name for name in facts if any(other.get(name) != everyone[0].get(name) for other in everyone)]
+    first_rank = everyone[0]
+    different = [name for name in facts if any(other.get(name) != first_rank.get(name) for other in everyone)]
     if different:
         raise ValueError(f"the ranks differ in {', '.join(different)}; expected the same flags and the same "
                          f"files on every machine, since each rank takes its share of one list of images")
@@ -133,4 +134,5 @@ if __name__ == "__main__":
     coins, q = Secret(new_key()).coins(step=1, n=30), 0.2
     for ranks in (1, 2, 3):
         shares = [(coins[r::ranks] < q).nonzero()[:, 0] * ranks + r for r in range(ranks)]
-        print(f"{ranks} ranks: " + "; ".join(f"rank {r} has images {mine.tolist()}" for r, mine in enumerate(shares)))
+        said = [f"rank {r} has images {mine.tolist()}" for r, mine in enumerate(shares)]
+        print(f"{ranks} ranks: " + "; ".join(said))

@@ -27,7 +27,7 @@ class ConvOfCopies(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):                                                # g (n, r, h', w')
-        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)        # g may be bfloat16: unet.autocast
+        x, A = (tensor.to(g) for tensor in ctx.saved_tensors)        # g may be bfloat16: devices.autocast
         each = kernels_by_places if x.is_cuda else kernels_by_groups
         back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how) if ctx.needs_input_grad[0] else None
         return back, each(x, g, ctx.m, A.shape, *ctx.how), None, None

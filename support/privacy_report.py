@@ -19,6 +19,7 @@ import accountant
 import data
 import pld
 from machinery import checkpoint
+from machinery.secret import REACH, tail
 from support import classes
 from support.runs import Run
 
@@ -40,7 +41,8 @@ NOT_COVERED = [
     "attacks on the arithmetic: float64 noise is no exact Gaussian; whoever breaks SHAKE-256 or has its key",
     "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon ignores that",
     "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, or both",
-    "anyone who can read the process's memory, which holds the key, or checkpoint.pt while the run lasts",
+    "anyone who can read the process's memory (core files, swap), which holds the key, or checkpoint.pt",
+    "a crash that depends on the batch (memory, time): --resume then draws that step's batch again",
 ]
 
 
@@ -48,9 +50,14 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     """Every public constant of a run, before the first private image is read.
 
     trained: how many weights are; where: "1 x cpu"
+    Errors: what the longest normal leaves uncovered is more than a hundredth of delta -> ValueError
     """
     s = run.settings
     q = s.B / s.N
+    if s.epsilon < math.inf and tail(s.epsilon, s.steps, trained) > s.delta / 100:
+        raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals are never longer than {REACH:.1f} "
+                         f"standard deviations, which adds up to {tail(s.epsilon, s.steps, trained):.1g} to "
+                         f"delta; expected a smaller --epsilon or a larger --delta, or --epsilon inf")
     total = sum(p.numel() for p in run.model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
@@ -88,11 +95,14 @@ def after(s, sigma: float, steps: int) -> dict:
         raise RuntimeError(f"spent epsilon = {spent[s.accountant]} > promised {s.epsilon}: calibrate and "
                            f"{s.accountant} disagree; nothing was saved")
     private = s.epsilon < math.inf and s.seed is None
+    noise = "none"
+    if sigma > 0:
+        noise = NOISE if s.seed is None else NOISE.replace("secret key", "key made of --seed, not secret")
     return dict(private=private, epsilon=shown(spent[s.accountant]), delta=s.delta,
                 neighbours="add or remove one image", unit_of_privacy="one image",
                 N=s.N, B=s.B, q=q, C=s.C, K=s.K, sigma=sigma, steps=steps,
                 mechanism="Poisson-sampled Gaussian, one noise draw a step",
-                noise=NOISE if sigma > 0 else "none",
+                noise=noise,
                 accountant=s.accountant, **{f"epsilon_{name}": shown(e) for name, e in spent.items()},
                 best_order=best_order,
                 covers=COVERED if private else "nothing", does_not_cover=NOT_COVERED)
@@ -117,16 +127,17 @@ def text(facts: dict) -> str:
 def summary(facts: dict, path: Path) -> str:
     """The five lines of a report that matter most, and where the rest is."""
     spent = f"epsilon = {facts['epsilon']:.6g}" if facts["epsilon"] != "inf" else "epsilon = inf"
-    others = ", ".join(f"{name.removeprefix('epsilon_').upper()} {value if value == 'inf' else f'{value:.4g}'}"
-                       for name, value in facts.items() if name.startswith("epsilon_"))
+    bounds = {name.removeprefix("epsilon_").upper(): value for name, value in facts.items()
+              if name.startswith("epsilon_")}
+    others = ", ".join(f"{name} {e if e == 'inf' else f'{e:.4g}'}" for name, e in bounds.items())
     return "\n".join([
         f"  private      {facts['private']}: {spent} at delta = {facts['delta']:g}, {facts['neighbours']}",
         f"  spent by     {facts['steps']} steps at q = {facts['q']:.6g} and sigma = {facts['sigma']:.6g} "
         f"(bounds on epsilon: {others})",
         f"  noise        {facts['noise']}",
         f"  covers       {facts['covers']}",
-        f"  not covered  {len(facts['does_not_cover'])} points, among them {facts['does_not_cover'][0]}: read "
-        f"{path}"])
+        f"  not covered  {len(facts['does_not_cover'])} points, among them {facts['does_not_cover'][0]}: "
+        f"read {path}"])
 
 
 def write(folder: Path, facts: dict) -> None:

@@ -30,7 +30,7 @@ CURATORS = ("chunk", "device", "resume", "peek", "out", "data_dir")
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The parts of one run. Everything here is public but the trained weights inside `model`."""
-    settings: Any                                # train.Settings; of a finished run, what its config.json says
+    settings: Any                                # train.Settings; of a finished run, its config.json
     model: unet.UNet                             # the public base with the adapter
     coder: autoencoder.Autoencoder | None        # it works in this autoencoder's latents; None: in pixels
     base_sha256: str                             # fingerprint of the public base
@@ -145,7 +145,7 @@ def load(folder: Path, public: bool = False, base_path: str | None = None) -> Ru
     folder, config = Path(folder), read_config(folder)
     path = Path(base_path or config["base"])
     above = [place / path for place in folder.resolve().parents] + [data.ASSETS / path.name]
-    path = next((place for place in (path, *above) if place.is_file()), path)    # trained there, sampled elsewhere
+    path = next((place for place in (path, *above) if place.is_file()), path)    # trained elsewhere
     model, coder, sha256 = base.load(path)
     if sha256 != config["base_sha256"]:
         raise ValueError(f"{path} is not the base that {folder} was trained on, though it has its name; "

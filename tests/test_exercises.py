@@ -146,7 +146,7 @@ OWN_WORDS = [                                                          # exercis
     ("ex01", "raise SystemExit(3)", "your code stopped at line {line} of ex01_noising.py: SystemExit: 3"),
     ("ex01", "return x0.int()", "got a tensor of shape (1, 1, 1, 1) of torch.int32, expected a tensor of"),
     ("ex01", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
-    ("ex01", "class Right(torch.Tensor): pass\nreturn x0.as_subclass(Right)", "got a Right, expected a tensor"),
+    ("ex01", "class Mine(torch.Tensor): pass\nreturn x0.as_subclass(Mine)", "got a Mine, expected a tensor"),
     ("ex02", "return noise.mean()", "got a tensor of shape (), expected a tensor of shape (1,)"),
     ("ex07", "return list(grads)", "got 1 values: a str, expected a dict with 'a': a tensor of shape (2,)"),
     ("ex08", "return clip_and_sum(per_sample(params, *examples), C) and {}", "got a dict with , expected a "
@@ -183,9 +183,6 @@ IN_THE_LOOP = ("    part = {n: g + sigma * C * z.view(g.shape)\n"
 
 @pytest.mark.parametrize("short, body, title", [
     ("ex08", LOOP.replace("    total", IN_THE_LOOP, 1) % "(0 * normals).split(sizes)", "noise, three chunks"),
-    ("ex08", "total = {n: torch.zeros_like(p) for n, p in params.items()}\n"
-             "if len(examples[0]): total = clip_and_sum(per_sample(params, *examples), C)\n"
-             "return {n: x / len(examples[0]) for n, x in total.items()}", "one image of four expected"),
     ("ex13", "p, z = {'w': torch.zeros(1), 'v': torch.zeros(50)}, torch.randn(51, dtype=torch.float64)\n"
              "noise = step(toy, p, (torch.zeros(0, 4, 51),), C=1.0, sigma=1.0, B=1, normals=z)\n"
              "return not torch.equal(noise['v'], z[1:].float())", "a correct step")])
@@ -252,20 +249,16 @@ def test_a_constant_answer_and_a_table_of_the_fixed_inputs_fail(name):
         assert status == "wrong" and inputs.AFRESH in message, message
 
 
-RIGHT = "normals.split(sizes)"
 NOISES = {                                                               # instead of the normals, in ex08
-    "torch's own": "torch.randn(len(normals), dtype=torch.float64).split(sizes)",
     "cut at 3.5 sigma": "normals.clamp(-3.5, 3.5).split(sizes)",
     "98%": "(0.98 * normals).split(sizes)",
-    "the same in each tensor": "[normals[:n] for n in sizes]",
     "rows alike": "[z.view(p.shape)[..., :1] + 0 * p for z, p in zip(normals.split(sizes), params.values())]",
     "only for large tensors": "(normals * (len(normals) > 50)).split(sizes)",
-    "only for small lots": "(normals * (len(examples[0]) < 500)).split(sizes)",
-    "in float32": "normals.float().split(sizes)"}
+    "only for small lots": "(normals * (len(examples[0]) < 500)).split(sizes)"}
 
 
 def test_the_step_of_the_tricks_is_right_with_the_normals(tmp_path):
-    assert graded(tmp_path, NAMES["ex08"], LOOP % RIGHT)[0] == "done"
+    assert graded(tmp_path, NAMES["ex08"], LOOP % "normals.split(sizes)")[0] == "done"
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -283,12 +276,6 @@ def test_the_same_noise_in_every_step_is_caught():
     assert status == "wrong" and "differs from dpsgd.py:private_gradient: noise" in message, message
 
 
-def test_a_sum_that_is_rounded_to_float32_before_the_noise_is_caught(tmp_path):
-    body = LOOP.replace(", dtype=torch.float64", "").replace("+ part[n]", "+ part[n].float()")
-    status, message = graded(tmp_path, NAMES["ex08"], body % RIGHT)
-    assert status == "wrong" and "noise that takes almost all of the sum away" in message, message
-
-
 def test_a_step_is_not_told_by_its_name_its_place_or_its_code():
     """ex13, unfenced: constants, a coin, the order of the calls, names, code."""
     places = []
@@ -297,7 +284,7 @@ def test_a_step_is_not_told_by_its_name_its_place_or_its_code():
         places.append(step)
         return len(places) > 4
     for trick in (lambda step: True, lambda step: False, lambda step: bool(torch.rand(()) < 0.5), by_place,
-                  lambda step: step.__module__ != "dpsgd" and step.__name__ != "another_right_step",
+                  lambda step: step.__module__ != "dpsgd",
                   lambda step: "private_gradient" not in step.__code__.co_names):
         assert grade.check(NAMES["ex13"], cases.EXERCISES[NAMES["ex13"]], function=trick)[0] == "wrong"
     assert sum(not case.expected for case in leaks.suspects()) >= 4, "several correct steps"

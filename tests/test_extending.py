@@ -53,8 +53,8 @@ def added():
 
 @pytest.fixture(scope="module")
 def place(added, tmp_path_factory):
-    """A folder with private letters, a base made of the new drawings and a run that chose every row; and the t
-    of its private images.
+    """A folder with private letters, a base made of the new drawings and a run that chose every row; and the
+    t of its private images.
     """
     place = tmp_path_factory.mktemp("extended")
     generator = np.random.default_rng(0)

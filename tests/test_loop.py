@@ -161,8 +161,9 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "ignores that",
             "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
             "or both",
-            "anyone who can read the process's memory, which holds the key, or checkpoint.pt while the run "
-            "lasts"]}
+            "anyone who can read the process's memory (core files, swap), which holds the key, or "
+            "checkpoint.pt",
+            "a crash that depends on the batch (memory, time): --resume then draws that step's batch again"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=0))):
         said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110)
         assert (said["private"], said["covers"]) == (False, "nothing")

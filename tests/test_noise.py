@@ -48,7 +48,7 @@ def test_the_unit_is_a_power_of_2_below_a_part_in_2_to_the_40_of_C(C):
 def test_a_clipped_gradient_is_its_definition_in_exact_fractions(C):
     """trunc(g min(1, C / |g|) / unit), image by image, with a C smaller by SLACK for float64's errors."""
     unit, clipped = Fraction(dpsgd.unit(C)), 0
-    grads = {name: 1.1 * g.double() for name, g in some_gradients(9, C).items()}     # float32 has few fractions
+    grads = {name: 1.1 * g.double() for name, g in some_gradients(9, C).items()}  # float32 has few fractions
     for i in range(9):
         row = [Fraction(x) for g in grads.values() for x in g[i].flatten().tolist()]
         squared, bound = sum(x * x for x in row), Fraction(C) * (1 - Fraction(dpsgd.SLACK))

@@ -10,6 +10,7 @@ import pld
 import sample
 import train
 from helpers import N, finetune, make_place
+from support import privacy_report
 
 
 def test_the_report_counts_the_steps_in_the_ledger_not_the_steps_wanted(tmp_path, monkeypatch):
@@ -29,3 +30,17 @@ def test_the_report_counts_the_steps_in_the_ledger_not_the_steps_wanted(tmp_path
         said = json.loads(Path("ledger", "privacy.json").read_text())
         assert said["steps"] == len(rows)
         assert said["epsilon"] == accountant.epsilon(40 / N, sigma, len(rows), 1e-3)[0]
+
+
+@pytest.mark.parametrize("flags", [("--epsilon", 1000), ("--delta", 1e-60)])
+def test_a_run_whose_longest_normal_is_too_short_for_its_delta_is_refused(flags, tmp_path, monkeypatch):
+    """At epsilon = 1000 an image moves the sum by more than twice as far as the noise can reach."""
+    monkeypatch.chdir(make_place(tmp_path))
+    code, _, err = finetune("--out", "run", *flags)
+    assert code == 2 and "normals are never longer than 13.3" in err.splitlines()[-1], err
+    assert not Path("run").exists()
+
+
+def test_the_report_of_a_seeded_run_does_not_call_its_key_secret():
+    said = privacy_report.after(train.check(train.Settings(seed=0)), 5.0, 110)
+    assert "key made of --seed, not secret" in said["noise"] and "secret key" not in said["noise"]

@@ -184,7 +184,7 @@ def test_delta_with_bounded_normals_grows_by_the_tail_at_most(q, sigma, reach, m
     moves it by 1/sigma with probability q; delta is the integral of (P - e^epsilon Q)_+, both ways round.
     """
     monkeypatch.setattr(secret, "REACH", reach)                          # 13.3: nothing could be seen
-    epsilon = 2.0                                                        # e^2: the world that counts more is seen
+    epsilon = 2.0                                       # e^2: the world that counts more is seen
     x, y = np.meshgrid(np.linspace(-9, 9, 1201), np.linspace(-9, 9, 1201))
 
     def densities(longest):

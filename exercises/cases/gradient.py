@@ -123,8 +123,9 @@ def steps():
     yield say("noise, an empty lot", "the noise comes also where nobody was sampled: a result without it "
               "says so.", rows, PARAMS, lot(), normals=normals(-1, 3, 0.5), **ten)
     close = say("noise that takes almost all of the sum away", "sum and noise are added in float64, and the "
-                "result is rounded once, at the end. float32 has no 0.5 + 2^-30: a sum, or noise, that is "
-                "rounded earlier lies on a lattice, and where it lies tells who was in it.", rows, PARAMS,
+                "result is rounded once, at the end. float32 has no 0.5 + 2^-30, and no -0.5 - 2^-31, the "
+                "first normal: a sum, or noise, that is rounded earlier lies on a lattice, and where it lies "
+                "tells who was in it.", rows, PARAMS,
                 lot(0.5, 0, 0, 2**-30, 0, 0), C=1.0, sigma=1.0, B=1.0, normals=normals(-0.5 - 2**-31, 0, 0))
     yield replace(close, tolerance=(1e-2, 1e-12))
     for n, params in ((7, {"M": torch.zeros(2, 3), "v": torch.zeros(4)}),
