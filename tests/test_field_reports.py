@@ -578,6 +578,15 @@ def press(number: int, step: int):
     return context()
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Also where pytest itself was started with nohup, or by a program that ignores some of them."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def whole(world):
     with pytest.MonkeyPatch.context() as m:
