@@ -180,12 +180,27 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
                          f"{meant(name)}")
     root = _root(name, data_dir)
     try:
-        return KNOWN[name].read(root, split)
-    except ValueError:                                                   # our own readers' words
-        raise
-    except Exception as e:
-        raise ValueError(f"{name} is not in {root} and could not be downloaded there ({screen.cause(e)}); "
+        images, labels = KNOWN[name].read(root, split)
+    except (OSError, EOFError, ImportError, RuntimeError) as e:          # of files, the network, torchvision
+        raise ValueError(f"{name} cannot be read from {root}, nor downloaded there ({screen.cause(e)}); "
                          f"put its files there or pass --data-dir") from None
+    return _as_promised(name, images, labels)
+
+
+def _as_promised(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What a reader returned, with labels as int64.
+
+    Errors: not images and labels as section 1 says -> ValueError
+    """
+    right = isinstance(images, Tensor) and isinstance(labels, Tensor)
+    right = right and images.dtype == torch.uint8 and images.ndim == 4
+    right = right and labels.shape == images.shape[:1] and not labels.is_floating_point()
+    if right:
+        return images, labels.long()
+    images, labels = (f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}"
+                      for x in (images, labels))
+    raise ValueError(f"the reader of {name} returned images {images} and labels {labels}; expected a uint8 "
+                     f"tensor (N, C, H, W) and a whole number for each of the N images")
 
 
 def _root(name: str, data_dir: Path | str | None) -> Path:

@@ -229,3 +229,23 @@ def test_unpacked_files_of_mnist_are_read_too(tmp_path):
         file.unlink()
     images, labels = data.load("mnist", "train", tmp_path)
     assert images.unique().tolist() == [7] and labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("images, labels", [
+    (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)),        # floats, of whatever range
+    (torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)),
+    (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)),
+    (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4)),
+    (np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))])
+def test_a_reader_that_returns_something_else_is_refused_by_name(images, labels, tmp_path, monkeypatch):
+    monkeypatch.setitem(data.KNOWN, "mine", data.DataSet(4, 1, 8, ("a",), lambda root, split: (images, labels)))
+    with pytest.raises(ValueError, match=r"the reader of mine returned .*expected a uint8 tensor \(N, C, H, W\)"):
+        data.load("mine", "train", tmp_path)
+
+
+def test_a_bug_in_a_reader_is_not_called_a_missing_file(tmp_path, monkeypatch):
+    def wrong(root, split):
+        return nonsense                                                  # noqa: F821
+    monkeypatch.setitem(data.KNOWN, "mine", data.DataSet(4, 1, 8, ("a",), wrong))
+    with pytest.raises(NameError):
+        data.load("mine", "train", tmp_path)
