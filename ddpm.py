@@ -317,7 +317,7 @@ if __name__ == "__main__":
     t = torch.tensor([0, 50, 100, 200, 300, 450, 650, 999])
     noise = torch.randn(10, 8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     x_t = q_sample(x0[:, None], t.expand(10, 8), noise)                  # (10, 8, 1, 28, 28)
-    print("  t     alpha_bar   signal : noise")
+    print("  t     alpha_bar   share of signal")
     for step in t.tolist():
         a = LINEAR.alpha_bar[step].item()
         print(f"{step:4d}   {a:10.6f}   {'#' * round(40 * a):<40}|")
@@ -326,4 +326,4 @@ if __name__ == "__main__":
     rows = torch.cat([x_t, back[:, None]], 1).flatten(0, 1)
     os.makedirs("runs", exist_ok=True)
     save_image((rows.clamp(-1, 1) + 1) / 2, "runs/ddpm.png", nrow=9)
-    print("runs/ddpm.png: ten images at these t; last column: what the public model makes of pure noise")
+    print("runs/ddpm.png: ten images at these t; last column: another image of the same class, from pure noise")

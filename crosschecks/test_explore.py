@@ -361,8 +361,8 @@ def test_the_audits_dot_is_in_the_region_of_what_is_proven_and_outside_that_of_l
     audit = page.execute_script("return AUDIT")
     proven = accountant.epsilon(1.0, 1.0, 1, audit["delta"])[0]
     assert proven <= audit["epsilon"] < proven + 0.01
-    for share, mean in ((audit["hits"], 0), (audit["alarms"], 1)):       # of 2,000,000 scores, N(mean, 1)
-        expected = norm.cdf(-3.306 - mean)               # the event: a score <= -3.306 says "without"
+    for share, mean in ((audit["hits"], 1), (audit["alarms"], 0)):       # of 2,000,000 scores, N(mean, 1)
+        expected = norm.sf(4.542 - mean)                 # the event: a score >= 4.542 says "with"
         assert abs(share - expected) < 5 * math.sqrt(expected / 2e6)
     element(page, "audit").click()
     assert page.execute_script("return [v.epsilon4, v.delta4]") == [4.73, 1e-5]

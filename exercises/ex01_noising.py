@@ -4,7 +4,8 @@ The forward process adds a little Gaussian noise, step after step. Gaussians com
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise,     alpha_bar_t = prod_{s <= t} (1 - beta_s)
 
-The variances of signal and noise add up to 1: that is why both have a square root.
+beta_s is the variance of the noise that step s adds, and alpha_bar_t the share of the image's variance that
+is left at level t. Levels count from 0 here. The squares of the two factors add up to 1.
 Look at:  `python ddpm.py`, then runs/ddpm.png
 Hint:     alpha_bar[t] has the shape of t; x_0 has three dimensions more: [..., None, None, None]
 Grade:    python -m pytest exercises -k ex01

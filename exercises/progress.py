@@ -126,7 +126,7 @@ def show(path: Path) -> None:
     caught = sum(found[bug][0] == "done" for bug in BUGS)
     print(*remarks, f"{count['done']} of {len(EXERCISES)} exercises done ({count['wrong']} wrong, "
           f"{count['blank']} blank), about {left} minutes left; {caught} of {len(BUGS)} bugs caught",
-          "why one is wrong: python -m pytest exercises -k ex07 (or bug02)", sep="\n")
+          "to grade one, with its reason: python -m pytest exercises -k ex07 (or bug02)", sep="\n")
 
 
 COLUMNS = ["student", *map(short, NAMES), "points", "of", "remark"]

@@ -32,13 +32,23 @@ def noising():
               new(2, 1, 1, 1, 2), whole(999, 2, 3), new(2, 3, 1, 1, 2), on_shape=True)
 
 
+def wants(x, t, labels):
+    """Refuse what no UNet takes, as one would."""
+    if x.ndim != 4 or t.shape != x.shape[:1] or labels is not None and labels.shape != t.shape:
+        given = ", ".join("None" if part is None else str(tuple(part.shape)) for part in (x, t, labels))
+        raise ValueError(f"the model got x, t and labels of the shapes {given}; it wants (n K, C, H, W), "
+                         f"(n K,) and (n K,) or None")
+
+
 def half(x, t, labels):
     """the model x/2"""
+    wants(x, t, labels)
     return x / 2
 
 
 def knowing(x, t, labels):
     """the model x t/1000 + label"""
+    wants(x, t, labels)
     return x * t.view(-1, 1, 1, 1) / 1000 + (0 if labels is None else labels.view(-1, 1, 1, 1))
 
 
