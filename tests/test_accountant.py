@@ -90,6 +90,14 @@ def test_rdp_without_sampling_is_the_gaussians():
     assert almost == pytest.approx(orders / 8, rel=1e-9)                  # the integral meets the closed form
 
 
+@pytest.mark.parametrize("q, sigma, a", [(0.5, 0.2, 5_000), (0.01, 0.05, 3_000), (1e-3, 1.0, 50_000)])
+def test_rdp_with_hardly_any_noise_is_a_bound_though_the_integral_is_not_taken(q, sigma, a):
+    """All terms of the binomial sum are positive; the last is the largest here, and less than the whole."""
+    assert (a + 28 * sigma) * 6 / min(sigma, 2 * sigma**2) > accountant.MAX_NODES
+    last = a * math.log(q) + a * (a - 1) / (2 * sigma**2)
+    assert last / (a - 1) <= accountant.rdp(q, sigma, [a])[0] <= a / (2 * sigma**2)
+
+
 def test_rdp_at_the_ends():
     assert np.array_equal(rdp(0, 1.0, [2, 3.5]), [0, 0])                  # nobody is ever sampled
     assert np.array_equal(rdp(0.1, 0, [2, 3.5]), [math.inf, math.inf])    # no noise

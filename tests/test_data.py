@@ -7,6 +7,7 @@ import gzip
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import base
 import data
@@ -249,3 +250,26 @@ def test_a_bug_in_a_reader_is_not_called_a_missing_file(tmp_path, monkeypatch):
     monkeypatch.setitem(data.KNOWN, "mine", data.DataSet(4, 1, 8, ("a",), wrong))
     with pytest.raises(NameError):
         data.load("mine", "train", tmp_path)
+
+
+@pytest.mark.parametrize("kind, bits", [("mnist", 8), ("folder", 8), ("folder", 16), ("npz", 8), ("npz", 16)])
+def test_an_image_is_read_the_same_in_any_company(kind, bits, tmp_path):
+    """Black, white or a size taken from all images would let one of them change the others."""
+    rng, white, dtype = np.random.default_rng(1), 2**bits - 1, f"uint{bits}"
+    dull = [rng.integers(white // 3, white // 2, (8, 8)).astype(dtype) for _ in range(3)]
+    larger = (12, 10) if kind == "folder" else (8, 8)
+    company = [np.zeros(larger, dtype), np.full(larger, white, dtype)]
+
+    def read(name, images):
+        (tmp_path / name / "a").mkdir(parents=True)
+        if kind == "mnist":
+            write_idx(tmp_path / name, np.stack(images), np.zeros(len(images), np.uint8))
+            return data.load("mnist", "train", tmp_path / name)[0]
+        if kind == "npz":
+            np.savez(tmp_path / name / "x.npz", images=np.stack(images)[:, None])
+            return data.load(f"npz:{tmp_path / name / 'x.npz'}", size=8)[0]
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / "a" / f"{i}.png")
+        return data.load(f"folder:{tmp_path / name}", size=8, channels=1)[0]
+    alone, together = read("alone", dull), read("together", dull + company)
+    assert torch.equal(alone, together[:3]) and [x.unique().tolist() for x in together[3:]] == [[0], [255]]

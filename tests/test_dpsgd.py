@@ -173,6 +173,15 @@ def test_a_zero_gradient_stays_zero():
     assert dpsgd.clip_and_sum({"a": torch.zeros(3, 2)}, C=1.0)["a"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_an_example_with_one_number_that_is_none_counts_as_zero_in_all_its_weights(number):
+    """Its norm is unknown, so the others are not summed unclipped."""
+    grads = {"a": 9 * torch.randn(3, 5), "b": 9 * torch.randn(3, 2, 2)}
+    others = dpsgd.clip_and_sum({name: g[[0, 2]] for name, g in grads.items()}, 1.0)
+    grads["a"][1, 2] = number
+    assert torch.equal(flat(dpsgd.clip_and_sum(grads, 1.0)), flat(others))
+
+
 @pytest.mark.parametrize("draw", [torch.randn, lambda *shape: torch.full(shape, 0.1)])
 def test_the_norm_of_a_long_gradient_is_exact(draw):
     """2.4 million weights: a sum in plain float32 order is too small by 4e-5.

@@ -26,7 +26,7 @@ import train
 from conftest import tiny_unet
 from helpers import (IMAGES, N, PUBLISHED, call, finetune, make_folder, make_place, stop_after, watch,
                      write_idx)
-from machinery import checkpoint, draws, secret
+from machinery import checkpoint, devices, draws, secret
 from support import privacy_report
 
 Q = 40 / N
@@ -94,6 +94,22 @@ def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_priv
     assert set(published[0]) == {*PUBLISHED, "peek-00003.png", "peek-00006.png"}
     for name, content in published[0].items():
         assert content == published[1][name], f"{name} depends on private images beside the mechanism"
+
+
+def test_no_published_byte_and_no_word_on_the_screen_depends_on_the_keys_but_through_private_gradient(
+        monkeypatch):
+    """Two runs with other keys of the operating system, but the same gradients: a number made of a key, as a
+    normal of each step, would differ. A log is somebody's to read, too.
+    """
+    told = []
+    for out in ("run-1", "run-2"):
+        torch.manual_seed(0)                                             # of the factors A
+        monkeypatch.setattr(dpsgd, "private_gradient", ignorant())
+        code, said, err = finetune("--out", out, "--peek", 3, picture=True)
+        assert code == 0, err
+        told.append(files(out) | dict(screen=said.replace(out, "run"), log=err))
+    assert {*PUBLISHED, "peek-00003.png"} < set(told[0])
+    assert [name for name in told[0] if told[0][name] != told[1][name]] == []
 
 
 def test_no_published_byte_names_a_place_on_the_machine_where_the_run_was_made(tmp_path, monkeypatch):
@@ -177,7 +193,7 @@ def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_la
     monkeypatch.setattr(train, "new_key", lambda seed: asked.append((seed, new_key(seed))) or asked[-1][1])
     monkeypatch.setattr(dpsgd, "poisson_sample", lambda *a: sampled.append(a) or poisson_sample(*a))
     seen = spied(monkeypatch)
-    assert finetune("--out", "run", "--C", 0.03)[0] == 0
+    assert finetune("--out", "run", "--C", 0.03, "--B", 37)[0] == 0      # q = 0.0925: no round number
     (seed, key), = asked
     own, numbers = secret.Secret(key), sum(p.numel() for p in seen[0][0].values())
     said = json.loads(Path("run", "privacy.json").read_text())
@@ -317,6 +333,15 @@ def test_all_ranks_start_from_rank_0s_factors_and_keys(monkeypatch):
     assert set(asked) == {1} and all((p == 1).all() for p in seen[0][0].values())
     normals = [how["normals"] for _, _, how in seen]
     assert all(torch.equal(z, secret.Secret(the_first).normals(i, len(z))) for i, z in enumerate(normals, 1))
+
+
+def test_ranks_compare_what_the_rounding_of_a_gradient_depends_on(monkeypatch):
+    """Where the first image is taken out, all others move to another rank, which must have the same bits."""
+    compared = []
+    monkeypatch.setattr(train.distributed, "agree", compared.append)
+    assert finetune("--out", "run", "--steps", 1)[0] == 0
+    kind = devices.kind(torch.device("cpu"))
+    assert kind.items() <= compared[0].items() and {"device", "bfloat16", "torch", "processor"} <= kind.keys()
 
 
 def test_the_factors_A_start_from_bytes_that_private_images_have_no_part_in(tmp_path, monkeypatch):

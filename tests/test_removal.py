@@ -29,7 +29,7 @@ C, STEPS = 0.02, 2
 # ten images of three classes: 3, 1 and 6 of them; the third and the fifth cat are the same image
 CLASSES = ["ants"] * 3 + ["bees"] + ["cats"] * 6
 WHERE = {"first": 0, "alone in its class": 3, "in the middle": 5, "one of two copies": 6, "last": 9}
-DECLARED = ["cats", "bees", "ants"]                              # in another order than their folders' names
+DECLARED = ["bees", "cats", "ants"]      # in another order than their folders' names; the first is "alone"
 
 
 def pictures(shape: tuple) -> np.ndarray:

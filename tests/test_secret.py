@@ -79,6 +79,11 @@ def test_a_key_is_the_operating_systems_and_every_one_of_its_256_bits_counts(mon
     assert len(set(keys)) == 257 and all(len(key) == 32 for key in keys)
 
 
+def test_every_seed_has_a_key_of_its_own():
+    seeds = {*range(300), *(2**k for k in range(33)), *(2**k - 1 for k in range(33))}
+    assert len({new_key(seed) for seed in seeds}) == len(seeds)
+
+
 def test_the_noise_cannot_be_found_by_trying_all_32_bit_seeds():
     """A key of the operating system is no seed's, 0 included; with a seed it is always the same."""
     assert len({new_key() for _ in range(1000)}) == 1000

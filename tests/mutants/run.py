@@ -1,12 +1,12 @@
-"""run.py -- each mutant, a line of the code broken on purpose, is seen to fail the test that is about it.
+"""run.py -- mutation tests: the code is broken on purpose, and the test that is about it must fail.
 
   $ python tests/mutants/run.py                # all of mutants.py: a table, exit code 1 if one survives
   $ python tests/mutants/run.py noise          # those with "noise" in their name
 
-Every mutant is a copy of the repository in which its test, and nothing else, is run. A mutant is killed when
-the test fails by its own assertion; code that merely crashes has proved nothing. The same tests are seen to
-pass on a copy that nobody broke. The copies' tests run in forks of this process, because importing torch
-takes longer than most of them.
+Every mutant is a copy of the repository with one piece of code replaced, in which its property test, and
+nothing else, is run. A mutant is killed when the test fails by its own assertion; code that merely crashes
+has proved nothing. The same tests are seen to pass on a copy that nobody broke. The copies' tests run in
+forks of this process, because importing torch takes longer than most of them.
 """
 import os
 import re
@@ -24,6 +24,7 @@ import scipy.integrate  # noqa: E402, F401  (imported here once, not in every fo
 import scipy.optimize  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401
 import torch.func  # noqa: E402
 import torchvision.utils  # noqa: E402, F401
 
