@@ -128,7 +128,7 @@ def outcome(run: Callable, *args):
     torch.manual_seed(0)
     try:
         return run(*args)
-    except (Exception, SystemExit) as e:
+    except BaseException as e:                                           # SystemExit, KeyboardInterrupt, ...
         return e
 
 

@@ -458,7 +458,7 @@ def test_an_exercise_that_ends_or_stops_its_process_costs_itself_alone(does, sai
     """With a process that comes to grief in its second exercise, in the place of the real one."""
     (tmp_path / "progress.py").write_text(
         "import json, os, sys, time\n"
-        "names, into = sys.argv[4:sys.argv.index('--')], open(sys.argv[2], 'a')\n"
+        "names, into = sys.argv[2:sys.argv.index('--')], open(sys.stdin.read(), 'a')\n"
         "for name in names:\n"
         f"    if name == 'ex02_loss': {does}\n"
         "    print(json.dumps([name, 'done', '']), file=into, flush=True)\n")
@@ -468,6 +468,19 @@ def test_an_exercise_that_ends_or_stops_its_process_costs_itself_alone(does, sai
     found = progress.results(tmp_path)
     assert [found[name][0] for name in progress.NAMES] == ["done", "wrong", "done"]
     assert found["ex02_loss"][1] == f"ex02: {said}"
+
+
+def test_who_writes_results_of_his_own_gets_none(tmp_path, monkeypatch):
+    names = [NAMES["ex01"], NAMES["ex05"]]
+    monkeypatch.setattr(progress, "NAMES", names)
+    (tmp_path / "ex01_noising.py").write_text(
+        "import numpy as np\n"
+        f"""np.savetxt("results", ['["{names[0]}", "done", ""]', '["{names[1]}", "done", ""]'], fmt="%s")\n"""
+        "raise KeyboardInterrupt\n")
+    found = progress.results(tmp_path)
+    assert [found[name][0] for name in names] == ["wrong", "blank"] and "KeyboardInterrupt" in found[names[0]][1]
+    for line in ('["ex05_merge", "done", ""]', '["ex01_noising", "passed", ""]', "[]", "1", '["ex01_nois'):
+        assert progress.believed(line, names) == []
 
 
 # -----------------------------------------------------------------------------
