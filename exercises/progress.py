@@ -117,6 +117,9 @@ def hand_in(path: Path) -> tuple[Path, list[str]]:
     if not path.is_dir():
         raise ValueError(f"{path.name} is a file, expected a folder: unpack it if it is an archive"
                          if path.exists() else f"{path.name} does not exist")
+    linked = [file for file in [path, *path.rglob("*")] if file.is_symlink() and file.is_dir()]
+    if linked:
+        raise ValueError(f"{linked[0].name} is a link to a folder: expected the folder itself")
     files = [file for file in sorted(path.rglob("*")) if not file.is_dir() or file.suffix == ".py"]
     files = [file for file in files if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
     folders = {file.parent for file in files if re.match(r"ex\d\d_.*\.py$|answers\.py$", file.name)}
