@@ -117,7 +117,7 @@ def read(file: Path) -> ast.Module:
     """What a file says; nothing in it is run. Errors: it cannot be read, or is no Python -> Told"""
     try:
         if file.is_symlink() or file.parent.is_symlink() or not file.is_file():
-            raise Told(f"{file.name} is a link, in a linked folder, or a folder: expected a file")
+            raise Told(f"{file.name} is a link or a folder, or in a linked one: expected a file")
         return ast.parse(file.read_bytes(), str(file))
     except OSError as e:
         raise Told(f"{file.name} cannot be read: {type(e).__name__}") from None
@@ -176,9 +176,9 @@ def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable
 # -----------------------------------------------------------------------------
 # where two results part
 
-PLAIN = {dict, collections.OrderedDict, list, tuple, int, float, bool, str, type(None), torch.Tensor,
-         torch.nn.Parameter, np.ndarray}
-NUMPYS = set(np.sctypeDict.values()) - {np.object_, np.void}
+DICTS, LISTS, TENSORS = (dict, collections.OrderedDict), (list, tuple), (torch.Tensor, torch.nn.Parameter)
+NUMBERS = tuple(set(np.sctypeDict.values()) - {np.object_, np.void})
+OTHERS = (int, float, bool, str, type(None), np.ndarray)
 
 
 class Stranger:
@@ -193,16 +193,17 @@ class Stranger:
 
 def plain(x):
     """A result, read once, by its exact type: containers are rebuilt, of other classes only the name is left."""
-    kind = type(x)
-    if kind in (dict, collections.OrderedDict):
+    def exactly(kinds):                                                  # `in` would ask the class itself
+        return any(type(x) is kind for kind in kinds)
+    if exactly(DICTS):
         return {plain(name): plain(value) for name, value in x.items()}
-    if kind in (list, tuple):
-        return kind(map(plain, x))
-    if kind in (torch.Tensor, torch.nn.Parameter):
-        return x.detach()
-    if kind in NUMPYS:
+    if exactly(LISTS):
+        return type(x)(map(plain, x))
+    if exactly(TENSORS):
+        return torch.Tensor.detach(x)
+    if exactly(NUMBERS):
         return x.item()
-    return x if kind in PLAIN or kind is Stranger else Stranger(type.__dict__["__name__"].__get__(kind))
+    return x if exactly((*OTHERS, Stranger)) else Stranger(type.__dict__["__name__"].__get__(type(x)))
 
 
 def form(x) -> str:
@@ -267,7 +268,7 @@ def explain(name: str, origin: str, case: Case, got, expected) -> str:
             return ""
         head = f"{short}: {got}" if isinstance(got, Told) else f"{short}: your code stopped{stop(got)}"
         means = case.means if case.on_shape and isinstance(got, (RuntimeError, IndexError)) else ""
-    elif form(got) != form(expected):
+    elif isinstance(got, Stranger) or form(got) != form(expected):
         where = f"got {form(got)[:300]}, expected {form(expected)}"
         if not case.on_shape and not isinstance(expected, BaseException):
             text = (HERE / f"{name}.py").read_text("utf-8")

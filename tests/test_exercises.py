@@ -151,6 +151,9 @@ OWN_WORDS = [                                                          # exercis
     ("ex07", "class Liar(dict): pass\nreturn Liar(a=grads['a'].sum(0))", "got a Liar, expected a dict with 'a'"),
     ("ex09", "class number: pass\nreturn number()", "got a number, expected a number"),
     ("ex09", "class Half(float): pass\nreturn Half(1.0)", "got a Half, expected a number"),
+    ("ex09", "class Meta(type):\n    def __eq__(self, other): return True\n"
+     "    def __hash__(self): return hash(float)\n"
+     "class Any(metaclass=Meta): pass\nreturn Any()", "got a Any, expected a number"),
     ("ex09", "return ValueError('returned')", "got a ValueError, expected a number"),
     ("ex12", "class Sigma(float): pass\nreturn Sigma(4.0)", "the result is a Sigma, expected one number"),
     ("ex02", "return noise.mean()", "got a tensor of shape (), expected a tensor of shape (1,)"),
