@@ -73,9 +73,9 @@ LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functo
              "dataclasses", "__future__")
 NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subprocess", "shutil", "pickle",
          "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr",
-         "get_type_hints", "runstring", "gi_frame", "tb_frame", "f_back", "f_locals", "f_globals", "f_builtins",
-         "operator", "attrgetter", "methodcaller", "wraps", "update_wrapper", "Timer", "measure", "warnings",
-         "TorchFunctionMode", "TorchDispatchMode"}
+         "get_type_hints", "runstring", "gi_frame", "tb_frame", "f_back", "f_locals", "f_globals",
+         "f_builtins", "operator", "attrgetter", "methodcaller", "wraps", "update_wrapper", "Timer", "measure",
+         "warnings", "TorchFunctionMode", "TorchDispatchMode", "unittest", "mock", "load"}
 
 
 def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
@@ -86,7 +86,8 @@ def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
     """
     nodes = list(ast.walk(tree))
     own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}     # `load` gives it no built-in eval, ...
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}     # `load` takes the built-in ones away
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes):
         own = set()
     for node in nodes:
@@ -130,7 +131,7 @@ def load(file: Path, uses: tuple[str, ...] | None = None) -> ModuleType:
     tree, module = read(file), ModuleType(file.stem)
     if uses is not None and beyond(tree, uses):
         raise Told(beyond(tree, uses))
-    if uses is not None:                           # a name of its own, say vars, is never the built-in function
+    if uses is not None:                           # a name of its own, say vars, is never the built-in one
         module.__dict__["__builtins__"] = {k: v for k, v in vars(builtins).items() if k not in NEVER}
     exec(compile(tree, str(file), "exec"), module.__dict__)
     return module
@@ -192,7 +193,7 @@ class Stranger:
 
 
 def plain(x):
-    """A result, read once, by its exact type: containers are rebuilt, of other classes only the name is left."""
+    """A result, read once, by its exact type: containers are rebuilt, another class leaves its name only."""
     def exactly(kinds):                                                  # `in` would ask the class itself
         return any(type(x) is kind for kind in kinds)
     if exactly(DICTS):

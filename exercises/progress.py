@@ -74,8 +74,8 @@ def results(folder: Path) -> dict[str, tuple[str, str]]:
 def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
     """(the results that a new process came to, in the order of `names`, how it ended).
 
-    Where it writes them is told on its standard input: a hand-in finds it neither in its current folder, which
-    is empty, nor in the command line.
+    Where it writes them is told on its standard input: a hand-in finds it neither in its current folder,
+    which is empty, nor in the command line.
     """
     with tempfile.TemporaryDirectory() as elsewhere, tempfile.TemporaryDirectory() as ours:
         into, heard, length = Path(ours) / "results", time.monotonic(), 0
@@ -99,7 +99,7 @@ def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
 
 
 def believed(text: str, names: list[str]) -> list:
-    """The lines of a results file, up to the first that is not the result of the exercise whose turn it is."""
+    """The lines of a results file, up to the first that is not that of the exercise whose turn it is."""
     lines = []
     for name, line in zip(names, text.splitlines()):
         try:

@@ -208,8 +208,8 @@ def test_numbers_without_a_number_agree_with_nothing():
 
 
 def test_a_students_variable_may_have_a_builtins_name_but_not_its_power(tmp_path):
-    status, message = graded(tmp_path, NAMES["ex09"], "vars = sigma**2\nif order <= 1: raise ValueError\n"
-                             "return order / (2 * vars) if vars else float('inf')")
+    status, message = graded(tmp_path, NAMES["ex09"], "def measure(vars): return order / (2 * vars) if vars else float('inf')\n"
+                             "if order <= 1: raise ValueError\nvars = sigma**2\nreturn measure(vars)")
     assert status == "done", message
     (tmp_path / "ex01_noising.py").write_text("if 0: eval = 1\neval('1')\n")
     status, message = grade.check(NAMES["ex01"], cases.EXERCISES[NAMES["ex01"]], tmp_path)
@@ -243,6 +243,8 @@ COMMON = [                                                               # for e
     "import functools, numpy as np\nfunctools.wraps(dict, assigned=('get',))(np)",
     "import numpy as np\nnp.testing.measure('import ddpm')",
     "from torch.utils.benchmark import Timer\nTimer('import ddpm').timeit(1)",
+    "import numpy as np\nreturn np.load('x.npy', allow_pickle=True)",
+    "from torch.testing._internal.common_utils import unittest",
     "from torch.overrides import TorchFunctionMode", "from math import *\nif 0: eval = 1\nreturn eval('1')"]
 
 
