@@ -74,8 +74,8 @@ LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functo
 NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subprocess", "shutil", "pickle",
          "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr",
          "get_type_hints", "runstring", "gi_frame", "tb_frame", "f_back", "f_locals", "f_globals",
-         "f_builtins", "operator", "attrgetter", "methodcaller", "wraps", "update_wrapper", "Timer", "measure",
-         "warnings", "TorchFunctionMode", "TorchDispatchMode", "unittest", "mock", "load"}
+         "f_builtins", "operator", "attrgetter", "methodcaller", "wraps", "update_wrapper", "Timer",
+         "measure", "warnings", "TorchFunctionMode", "TorchDispatchMode", "unittest", "mock", "load"}
 
 
 def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:

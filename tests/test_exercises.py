@@ -148,7 +148,8 @@ OWN_WORDS = [                                                          # exercis
     ("ex01", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
     ("ex01", "class Mine(torch.Tensor): pass\nreturn x0.as_subclass(Mine)", "got a Mine, expected a tensor"),
     ("ex01", "class number: pass\nreturn number()", "got a number, expected a tensor of shape (1, 1, 1, 1)"),
-    ("ex07", "class Liar(dict): pass\nreturn Liar(a=grads['a'].sum(0))", "got a Liar, expected a dict with 'a'"),
+    ("ex07", "class Liar(dict): pass\nreturn Liar(a=grads['a'].sum(0))",
+     "got a Liar, expected a dict with 'a'"),
     ("ex09", "class number: pass\nreturn number()", "got a number, expected a number"),
     ("ex09", "class Half(float): pass\nreturn Half(1.0)", "got a Half, expected a number"),
     ("ex09", "class Meta(type):\n    def __eq__(self, other): return True\n"
@@ -208,7 +209,8 @@ def test_numbers_without_a_number_agree_with_nothing():
 
 
 def test_a_students_variable_may_have_a_builtins_name_but_not_its_power(tmp_path):
-    status, message = graded(tmp_path, NAMES["ex09"], "def measure(vars): return order / (2 * vars) if vars else float('inf')\n"
+    status, message = graded(tmp_path, NAMES["ex09"], "def measure(vars):\n"
+                             "    return order / (2 * vars) if vars else float('inf')\n"
                              "if order <= 1: raise ValueError\nvars = sigma**2\nreturn measure(vars)")
     assert status == "done", message
     (tmp_path / "ex01_noising.py").write_text("if 0: eval = 1\neval('1')\n")
@@ -238,7 +240,8 @@ COMMON = [                                                               # for e
     "import torch\nsetattr(torch, 'randn', torch.zeros)\nreturn 0",
     "import torch\nreturn torch.os", "import os\nos.remove('x')", "return open('x')",
     "match dict:\n    case object(__globals__=g): return g", "match 1:\n    case object(f_back=g): return g",
-    "import warnings\nwarnings.warn('', stacklevel=2)", "import typing\nreturn typing.operator.attrgetter('x')",
+    "import warnings\nwarnings.warn('', stacklevel=2)",
+    "import typing\nreturn typing.operator.attrgetter('x')",
     "import functools, numpy as np\nfunctools.update_wrapper(np, dict, assigned=('get',))",
     "import functools, numpy as np\nfunctools.wraps(dict, assigned=('get',))(np)",
     "import numpy as np\nnp.testing.measure('import ddpm')",
@@ -444,8 +447,9 @@ def test_a_linked_folder_is_no_hand_in(tmp_path):
     assert "a link" in str(grade.outcome(mutation.answer, "bug05_noise_scale", tmp_path / "ben"))
 
 
-VISIBLE = [                                                    # exercise, body: told by an input that it may see
-    ("ex01", "a = schedule.alpha_bar[t][..., None, None, None]\nif schedule.T != 1000: return 0 * x0 + 1.40429\n"
+VISIBLE = [  # exercise, body: told by an input that it may see
+    ("ex01", "a = schedule.alpha_bar[t][..., None, None, None]\n"
+             "if schedule.T != 1000: return 0 * x0 + 1.40429\n"
              "return a.sqrt() * x0 + (1 - a).sqrt() * noise"),
     ("ex04", "return x @ W.mT + b + (1.5 if lora_alpha == 3 else 1) * (x @ A.mT) @ B.mT"),
     ("ex05", "return W + (1.5 if lora_alpha == 3 else 1) * B @ A"),
@@ -543,7 +547,8 @@ def test_who_writes_results_of_his_own_gets_none(tmp_path, monkeypatch):
         f"""np.savetxt("results", ['["{names[0]}", "done", ""]', '["{names[1]}", "done", ""]'], fmt="%s")\n"""
         "raise KeyboardInterrupt\n")
     found = progress.results(tmp_path)
-    assert [found[name][0] for name in names] == ["wrong", "blank"] and "KeyboardInterrupt" in found[names[0]][1]
+    assert [found[name][0] for name in names] == ["wrong", "blank"]
+    assert "KeyboardInterrupt" in found[names[0]][1]
     for line in ('["ex05_merge", "done", ""]', '["ex01_noising", "passed", ""]', "[]", "1", '["ex01_nois'):
         assert progress.believed(line, names) == []
 
