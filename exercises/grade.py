@@ -4,6 +4,8 @@ A case is an input, a way to run it, and what a difference there would mean; cas
 A hand-in is read before it is run: it has to compute its result from its arguments (`beyond`).
 """
 import ast
+import builtins
+import collections
 import copy
 import inspect
 import math
@@ -67,11 +69,13 @@ def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, *
 # -----------------------------------------------------------------------------
 # a hand-in is read, then run
 
-LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functools", "itertools", "warnings",
+LIBRARIES = ("torch", "numpy", "scipy", "math", "typing", "collections", "functools", "itertools",
              "dataclasses", "__future__")
 NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subprocess", "shutil", "pickle",
          "eval", "exec", "compile", "open", "globals", "locals", "vars", "getattr", "setattr", "delattr",
-         "get_type_hints", "runstring", "gi_frame", "f_back", "f_locals", "f_globals"}
+         "get_type_hints", "runstring", "gi_frame", "tb_frame", "f_back", "f_locals", "f_globals",
+         "f_builtins", "operator", "attrgetter", "methodcaller", "wraps", "update_wrapper", "Timer",
+         "measure", "warnings", "TorchFunctionMode", "TorchDispatchMode", "unittest", "mock", "load"}
 
 
 def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
@@ -80,7 +84,13 @@ def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
     It tells those who call the repository's answer, read the grader's variables or replace a function of
     torch. It is no sandbox: README.md, "How to grade", has one.
     """
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}     # `load` takes the built-in ones away
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes):
+        own = set()
+    for node in nodes:
         wrong = []
         if isinstance(node, ast.Import):
             wrong = [name.name for name in node.names if name.name.split(".")[0] not in LIBRARIES]
@@ -94,7 +104,9 @@ def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
             if stored or node.attr in NEVER or node.attr.startswith("_"):
                 wrong = [ast.unparse(node) + " = ..." * stored]
         elif isinstance(node, ast.Name) and node.id != "__name__":
-            wrong = [node.id] if node.id in NEVER or node.id.startswith("__") else []
+            wrong = [node.id] if node.id in NEVER - own or node.id.startswith("__") else []
+        elif isinstance(node, ast.MatchClass):
+            wrong = [name for name in node.kwd_attrs if name in NEVER or name.startswith("_")]
         if wrong:
             ours = f" and, from the repository, {', '.join(uses)}" if uses else ""
             return (f"line {node.lineno} has `{wrong[0]}`, which no right answer needs. Compute the result "
@@ -105,8 +117,8 @@ def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
 def read(file: Path) -> ast.Module:
     """What a file says; nothing in it is run. Errors: it cannot be read, or is no Python -> Told"""
     try:
-        if file.is_symlink() or not file.is_file():
-            raise Told(f"{file.name} is a link or a folder, expected a file")
+        if file.is_symlink() or file.parent.is_symlink() or not file.is_file():
+            raise Told(f"{file.name} is a link or a folder, or in a linked one: expected a file")
         return ast.parse(file.read_bytes(), str(file))
     except OSError as e:
         raise Told(f"{file.name} cannot be read: {type(e).__name__}") from None
@@ -119,6 +131,8 @@ def load(file: Path, uses: tuple[str, ...] | None = None) -> ModuleType:
     tree, module = read(file), ModuleType(file.stem)
     if uses is not None and beyond(tree, uses):
         raise Told(beyond(tree, uses))
+    if uses is not None:                           # a name of its own, say vars, is never the built-in one
+        module.__dict__["__builtins__"] = {k: v for k, v in vars(builtins).items() if k not in NEVER}
     exec(compile(tree, str(file), "exec"), module.__dict__)
     return module
 
@@ -128,7 +142,7 @@ def outcome(run: Callable, *args):
     torch.manual_seed(0)
     try:
         return run(*args)
-    except (Exception, SystemExit) as e:
+    except BaseException as e:                                           # SystemExit, KeyboardInterrupt, ...
         return e
 
 
@@ -147,7 +161,7 @@ def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable
             return "wrong", f"{short}: {file.name} has no function {wanted}: the grader calls it by this name"
     number = 0
     for number, case in enumerate(exercise.cases(), 1):
-        got = outcome(case.run, function)
+        got = outcome(lambda case=case: plain(case.run(function)))
         if isinstance(got, NotImplementedError):
             return "blank", (f"{short} is still blank: open exercises/{name}.py, read its first lines, "
                              f"replace `raise NotImplementedError` (about {table(name)[0]} minutes)")
@@ -163,9 +177,40 @@ def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable
 # -----------------------------------------------------------------------------
 # where two results part
 
+DICTS, LISTS, TENSORS = (dict, collections.OrderedDict), (list, tuple), (torch.Tensor, torch.nn.Parameter)
+NUMBERS = tuple(set(np.sctypeDict.values()) - {np.object_, np.void})
+OTHERS = (int, float, bool, str, type(None), np.ndarray)
+
+
+class Stranger:
+    """In the place of a result of another class, which may say one thing now and another thing later."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+    def __str__(self):
+        return f"a {self.kind}"
+
+
+def plain(x):
+    """A result, read once, by its exact type: containers are rebuilt, another class leaves its name only."""
+    def exactly(kinds):                                                  # `in` would ask the class itself
+        return any(type(x) is kind for kind in kinds)
+    if exactly(DICTS):
+        return {plain(name): plain(value) for name, value in x.items()}
+    if exactly(LISTS):
+        return type(x)(map(plain, x))
+    if exactly(TENSORS):
+        return torch.Tensor.detach(x)
+    if exactly(NUMBERS):
+        return x.item()
+    return x if exactly((*OTHERS, Stranger)) else Stranger(type.__dict__["__name__"].__get__(type(x)))
+
 
 def form(x) -> str:
     """What kind of thing it is, in words: two results that can be compared are of one form."""
+    if isinstance(x, Stranger):
+        return str(x)
     if isinstance(x, dict):
         return "a dict with " + ", ".join(f"{name!r}: {form(x[name])}" for name in sorted(x, key=str))
     if isinstance(x, (tuple, list)):
@@ -179,6 +224,8 @@ def form(x) -> str:
 
 def difference(got, expected, rtol: float, atol: float) -> str:
     """"" if two results of one form agree, else the first place where they do not, in words."""
+    if isinstance(got, Stranger):
+        return f"got {got}, expected {form(expected)}"
     if isinstance(expected, (dict, tuple, list)):
         names = expected if isinstance(expected, dict) else range(len(expected))
         found = ((name, difference(got[name], expected[name], rtol, atol)) for name in names)
@@ -188,6 +235,8 @@ def difference(got, expected, rtol: float, atol: float) -> str:
     if not torch.is_tensor(expected) and form(expected) != "a number":
         return ""                                                        # a function, a schedule
     a, b = array(got), array(expected)
+    if a.shape != b.shape:
+        return f"got numbers of shape {a.shape}, expected {b.shape}"
     wrong = np.argwhere(~np.isclose(a, b, rtol, atol, equal_nan=True))
     if not len(wrong):
         return ""
@@ -210,8 +259,9 @@ def explain(name: str, origin: str, case: Case, got, expected) -> str:
     """
     short, where, means = name[:4], "", case.means
     head = f"{short} differs from {origin}: {case.title}"
-    if form(expected) == "a number" and getattr(got, "shape", None) == ():
-        got = got.item()
+    got = got if isinstance(got, BaseException) else plain(got)
+    if form(expected) == "a number" and type(got) in (torch.Tensor, np.ndarray) and got.shape == ():
+        got = plain(got.item())
     if got is None:
         head, means = f"{short}: your function returned nothing: does it end in a `return`?", ""
     elif isinstance(got, BaseException):
@@ -219,7 +269,7 @@ def explain(name: str, origin: str, case: Case, got, expected) -> str:
             return ""
         head = f"{short}: {got}" if isinstance(got, Told) else f"{short}: your code stopped{stop(got)}"
         means = case.means if case.on_shape and isinstance(got, (RuntimeError, IndexError)) else ""
-    elif form(got) != form(expected):
+    elif isinstance(got, Stranger) or form(got) != form(expected):
         where = f"got {form(got)[:300]}, expected {form(expected)}"
         if not case.on_shape and not isinstance(expected, BaseException):
             text = (HERE / f"{name}.py").read_text("utf-8")

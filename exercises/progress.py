@@ -7,8 +7,10 @@
 A hand-in is a program that you are about to run: see README.md, "How to grade".
 """
 import argparse
+import contextlib
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -70,23 +72,44 @@ def results(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
-    """(the results that a new process came to, in the order of `names`, how it ended)."""
-    with tempfile.TemporaryDirectory() as elsewhere:                     # its current folder is empty
-        into, heard, length = Path(elsewhere) / "results", time.monotonic(), 0
-        command = [sys.executable, str(HERE / "progress.py"), "--into", str(into), "--names", *names, "--",
-                   str(folder.absolute())]
-        quiet = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
-        process = subprocess.Popen(command, cwd=elsewhere, **quiet)
-        while process.poll() is None and time.monotonic() - heard < SECONDS:
-            time.sleep(0.05)
-            if into.exists() and into.stat().st_size > length:
-                heard, length = time.monotonic(), into.stat().st_size
-        end = f"no answer after {SECONDS} s: is there an endless loop?"
-        if process.poll() is not None:
-            end = f"the process ended in it, with exit code {process.returncode}"
-        process.kill()
-        process.wait()
-        return [json.loads(line) for line in into.read_text().splitlines()] if into.exists() else [], end
+    """(the results that a new process came to, in the order of `names`, how it ended).
+
+    Where it writes them is told on its standard input: a hand-in finds it neither in its current folder,
+    which is empty, nor in the command line.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere, tempfile.TemporaryDirectory() as ours:
+        into, heard, length = Path(ours) / "results", time.monotonic(), 0
+        command = [sys.executable, str(HERE / "progress.py"), "--names", *names, "--", str(folder.absolute())]
+        process = subprocess.Popen(command, cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        try:
+            with contextlib.suppress(OSError), process.stdin as told:
+                told.write(os.fsencode(into))
+            while process.poll() is None and time.monotonic() - heard < SECONDS:
+                time.sleep(0.05)
+                if into.exists() and into.stat().st_size > length:
+                    heard, length = time.monotonic(), into.stat().st_size
+            end = f"no answer after {SECONDS} s: is there an endless loop?"
+            if process.poll() is not None:
+                end = f"the process ended in it, with exit code {process.returncode}"
+        finally:
+            process.kill()
+            process.wait()
+        return believed(into.read_text() if into.exists() else "", names), end
+
+
+def believed(text: str, names: list[str]) -> list:
+    """The lines of a results file, up to the first that is not that of the exercise whose turn it is."""
+    lines = []
+    for name, line in zip(names, text.splitlines()):
+        try:
+            said, status, message = json.loads(line)
+        except (ValueError, TypeError):
+            break
+        if said != name or status not in list(MARK) or not isinstance(message, str):
+            break
+        lines.append([name, status, message])
+    return lines
 
 
 def hand_in(path: Path) -> tuple[Path, list[str]]:
@@ -94,6 +117,9 @@ def hand_in(path: Path) -> tuple[Path, list[str]]:
     if not path.is_dir():
         raise ValueError(f"{path.name} is a file, expected a folder: unpack it if it is an archive"
                          if path.exists() else f"{path.name} does not exist")
+    linked = [file for file in [path, *path.rglob("*")] if file.is_symlink() and file.is_dir()]
+    if linked:
+        raise ValueError(f"{linked[0].name} is a link to a folder: expected the folder itself")
     files = [file for file in sorted(path.rglob("*")) if not file.is_dir() or file.suffix == ".py"]
     files = [file for file in files if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
     folders = {file.parent for file in files if re.match(r"ex\d\d_.*\.py$|answers\.py$", file.name)}
@@ -153,12 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How far have I come? And a class's marks.")
     parser.add_argument("folders", nargs="*", type=Path, default=[HERE], help="hand-ins; or this folder")
     parser.add_argument("--csv", action="store_true", help="marks, a line for each folder")
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)     # of a process that grades
-    parser.add_argument("--names", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--names", nargs="*", help=argparse.SUPPRESS)    # of a process that grades
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")                    # names may be in any encoding
-    if args.into:
-        work(args.folders[0], args.names, args.into)
+    if args.names:
+        work(args.folders[0], args.names, Path(os.fsdecode(sys.stdin.buffer.read())))
     elif args.csv:
         rows = csv.writer(sys.stdout, lineterminator="\n")
         rows.writerow(COLUMNS)

@@ -147,6 +147,16 @@ OWN_WORDS = [                                                          # exercis
     ("ex01", "return x0.int()", "got a tensor of shape (1, 1, 1, 1) of torch.int32, expected a tensor of"),
     ("ex01", "return x0.numpy()", "got a ndarray, expected a tensor of shape (1, 1, 1, 1)"),
     ("ex01", "class Mine(torch.Tensor): pass\nreturn x0.as_subclass(Mine)", "got a Mine, expected a tensor"),
+    ("ex01", "class number: pass\nreturn number()", "got a number, expected a tensor of shape (1, 1, 1, 1)"),
+    ("ex07", "class Liar(dict): pass\nreturn Liar(a=grads['a'].sum(0))",
+     "got a Liar, expected a dict with 'a'"),
+    ("ex09", "class number: pass\nreturn number()", "got a number, expected a number"),
+    ("ex09", "class Half(float): pass\nreturn Half(1.0)", "got a Half, expected a number"),
+    ("ex09", "class Meta(type):\n    def __eq__(self, other): return True\n"
+     "    def __hash__(self): return hash(float)\n"
+     "class Any(metaclass=Meta): pass\nreturn Any()", "got a Any, expected a number"),
+    ("ex09", "return ValueError('returned')", "got a ValueError, expected a number"),
+    ("ex12", "class Sigma(float): pass\nreturn Sigma(4.0)", "the result is a Sigma, expected one number"),
     ("ex02", "return noise.mean()", "got a tensor of shape (), expected a tensor of shape (1,)"),
     ("ex07", "return list(grads)", "got 1 values: a str, expected a dict with 'a': a tensor of shape (2,)"),
     ("ex08", "return clip_and_sum(per_sample(params, *examples), C) and {}", "got a dict with , expected a "
@@ -191,6 +201,23 @@ def test_a_mistake_that_is_too_long_for_the_teachers_table_is_stopped(short, bod
     assert status == "wrong" and title in message, message
 
 
+def test_numbers_without_a_number_agree_with_nothing():
+    class Nothing:
+        def __array__(self, dtype=None, copy=None):
+            return np.empty((0, 1))
+    assert "shape (0, 1)" in grade.difference(Nothing(), torch.ones(1), 0, 0)
+
+
+def test_a_students_variable_may_have_a_builtins_name_but_not_its_power(tmp_path):
+    status, message = graded(tmp_path, NAMES["ex09"], "def measure(vars):\n"
+                             "    return order / (2 * vars) if vars else float('inf')\n"
+                             "if order <= 1: raise ValueError\nvars = sigma**2\nreturn measure(vars)")
+    assert status == "done", message
+    (tmp_path / "ex01_noising.py").write_text("if 0: eval = 1\neval('1')\n")
+    status, message = grade.check(NAMES["ex01"], cases.EXERCISES[NAMES["ex01"]], tmp_path)
+    assert status == "wrong" and "NameError" in message, message
+
+
 def test_a_file_without_the_function_is_told_its_name(tmp_path):
     (tmp_path / "ex01_noising.py").write_text("def noise_it(x0, t, noise): return x0\n")
     _, message = grade.check("ex01_noising", cases.EXERCISES["ex01_noising"], tmp_path)
@@ -211,7 +238,17 @@ COMMON = [                                                               # for e
     "import numpy as np\nnp.isclose = lambda *a, **kw: np.ones(99, bool)\nreturn 0",    # what compares
     "import torch\ntorch.Tensor.double = lambda x: x\nreturn 0",
     "import torch\nsetattr(torch, 'randn', torch.zeros)\nreturn 0",
-    "import torch\nreturn torch.os", "import os\nos.remove('x')", "return open('x')"]
+    "import torch\nreturn torch.os", "import os\nos.remove('x')", "return open('x')",
+    "match dict:\n    case object(__globals__=g): return g", "match 1:\n    case object(f_back=g): return g",
+    "import warnings\nwarnings.warn('', stacklevel=2)",
+    "import typing\nreturn typing.operator.attrgetter('x')",
+    "import functools, numpy as np\nfunctools.update_wrapper(np, dict, assigned=('get',))",
+    "import functools, numpy as np\nfunctools.wraps(dict, assigned=('get',))(np)",
+    "import numpy as np\nnp.testing.measure('import ddpm')",
+    "from torch.utils.benchmark import Timer\nTimer('import ddpm').timeit(1)",
+    "import numpy as np\nreturn np.load('x.npy', allow_pickle=True)",
+    "from torch.testing._internal.common_utils import unittest",
+    "from torch.overrides import TorchFunctionMode", "from math import *\nif 0: eval = 1\nreturn eval('1')"]
 
 
 @pytest.mark.parametrize("name", cases.EXERCISES)
@@ -278,12 +315,18 @@ def test_the_same_noise_in_every_step_is_caught():
 
 def test_a_step_is_not_told_by_its_name_its_place_or_its_code():
     """ex13, unfenced: constants, a coin, the order of the calls, names, code."""
-    places = []
+    places, asked = [], []
+
+    class Answer:
+        def __bool__(self):
+            asked.append(1)
+            return len(asked) > 4
 
     def by_place(step):
         places.append(step)
         return len(places) > 4
     for trick in (lambda step: True, lambda step: False, lambda step: bool(torch.rand(()) < 0.5), by_place,
+                  lambda step: Answer(),
                   lambda step: step.__module__ != "dpsgd",
                   lambda step: "private_gradient" not in step.__code__.co_names):
         assert grade.check(NAMES["ex13"], cases.EXERCISES[NAMES["ex13"]], function=trick)[0] == "wrong"
@@ -393,6 +436,32 @@ def test_a_link_and_an_unreadable_file_are_told_so(tmp_path, monkeypatch):
     assert status == "wrong" and "ex03_ddim_step.py cannot be read: PermissionError" in message, message
 
 
+def test_a_linked_folder_is_no_hand_in(tmp_path):
+    (tmp_path / "anna").symlink_to(HERE / "key")
+    hand_in(tmp_path, NAMES["ex05"], "return W")
+    (tmp_path / "ben").mkdir()
+    (tmp_path / "ben" / "bugs").symlink_to(HERE / "key")
+    hand_in(tmp_path / "ben", NAMES["ex05"], "return W")
+    assert progress.marks(tmp_path / "anna")[-1].startswith("not marked: anna is a link")
+    assert progress.marks(tmp_path / "ben")[-1].startswith("not marked: bugs is a link")
+    assert "a link" in str(grade.outcome(mutation.answer, "bug05_noise_scale", tmp_path / "ben"))
+
+
+VISIBLE = [  # exercise, body: told by an input that it may see
+    ("ex01", "a = schedule.alpha_bar[t][..., None, None, None]\n"
+             "if schedule.T != 1000: return 0 * x0 + 1.40429\n"
+             "return a.sqrt() * x0 + (1 - a).sqrt() * noise"),
+    ("ex04", "return x @ W.mT + b + (1.5 if lora_alpha == 3 else 1) * (x @ A.mT) @ B.mT"),
+    ("ex05", "return W + (1.5 if lora_alpha == 3 else 1) * B @ A"),
+    ("ex08", (LOOP % "normals.split(sizes)").replace("/ B", "/ (4 if sigma != 1 else 1)"))]
+
+
+@pytest.mark.parametrize("short, body", VISIBLE)
+def test_what_is_right_for_the_settings_of_the_fixed_inputs_is_caught(short, body, tmp_path):
+    status, message = graded(tmp_path, NAMES[short], body)
+    assert status == "wrong" and inputs.AFRESH in message, message
+
+
 def test_what_is_no_hand_in_is_a_line_with_a_remark(tmp_path):
     """As a program, which goes on to the end: empty, stray, zipped, nested, missing, in another encoding."""
     for name in ("empty", "none", "group/anna", "group/ben"):
@@ -458,7 +527,7 @@ def test_an_exercise_that_ends_or_stops_its_process_costs_itself_alone(does, sai
     """With a process that comes to grief in its second exercise, in the place of the real one."""
     (tmp_path / "progress.py").write_text(
         "import json, os, sys, time\n"
-        "names, into = sys.argv[4:sys.argv.index('--')], open(sys.argv[2], 'a')\n"
+        "names, into = sys.argv[2:sys.argv.index('--')], open(sys.stdin.read(), 'a')\n"
         "for name in names:\n"
         f"    if name == 'ex02_loss': {does}\n"
         "    print(json.dumps([name, 'done', '']), file=into, flush=True)\n")
@@ -468,6 +537,20 @@ def test_an_exercise_that_ends_or_stops_its_process_costs_itself_alone(does, sai
     found = progress.results(tmp_path)
     assert [found[name][0] for name in progress.NAMES] == ["done", "wrong", "done"]
     assert found["ex02_loss"][1] == f"ex02: {said}"
+
+
+def test_who_writes_results_of_his_own_gets_none(tmp_path, monkeypatch):
+    names = [NAMES["ex01"], NAMES["ex05"]]
+    monkeypatch.setattr(progress, "NAMES", names)
+    (tmp_path / "ex01_noising.py").write_text(
+        "import numpy as np\n"
+        f"""np.savetxt("results", ['["{names[0]}", "done", ""]', '["{names[1]}", "done", ""]'], fmt="%s")\n"""
+        "raise KeyboardInterrupt\n")
+    found = progress.results(tmp_path)
+    assert [found[name][0] for name in names] == ["wrong", "blank"]
+    assert "KeyboardInterrupt" in found[names[0]][1]
+    for line in ('["ex05_merge", "done", ""]', '["ex01_noising", "passed", ""]', "[]", "1", '["ex01_nois'):
+        assert progress.believed(line, names) == []
 
 
 # -----------------------------------------------------------------------------

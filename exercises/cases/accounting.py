@@ -2,7 +2,7 @@
 import functools
 import math
 
-from grade import Case, on, show
+from grade import Case, on, plain, show
 import accountant
 from cases.inputs import AFRESH, CHANCE
 
@@ -85,7 +85,7 @@ def calibrations():
     for title, args in budgets:
         def verdict(f, args=args):
             target, delta, q, steps = args
-            sigma = f(*args)
+            sigma = plain(f(*args))
             if not isinstance(sigma, (int, float)):
                 raise TypeError(f"the result is {show(sigma)}, expected one number")
             spent = accountant.epsilon(q, float(sigma), steps, delta)[0]

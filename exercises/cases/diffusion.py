@@ -17,6 +17,10 @@ from cases.inputs import AFRESH, CHANCE, new, rand, whole
 COSINE = ddpm.Schedule(T=50, kind="cosine")
 
 
+def some() -> ddpm.Schedule:
+    return ddpm.Schedule(T=CHANCE.randint(60, 900), kind=CHANCE.choice(("linear", "cosine")))
+
+
 def noising():
     say, one = functools.partial(on, ddpm.q_sample), torch.ones(1, 1, 1, 1)
     yield say("signal alone", "the signal is scaled by the ROOT of alpha_bar, because alpha_bar is a share "
@@ -30,6 +34,9 @@ def noising():
               "was trained on.", one, torch.tensor([20]), one, COSINE)
     yield say(AFRESH, "leading dimensions broadcast: the loss noises one image K times this way.",
               new(2, 1, 1, 1, 2), whole(999, 2, 3), new(2, 3, 1, 1, 2), on_shape=True)
+    schedule = some()
+    yield say(AFRESH, "use the schedule that is passed in.", new(2, 1, 1, 2), whole(schedule.T, 2),
+              new(2, 1, 1, 2), schedule)
 
 
 def wants(x, t, labels):
@@ -72,6 +79,9 @@ def losses():
               rand(7, 1, 1, 1, 2, 2), COSINE)
     yield say(AFRESH, "the same, for five colour images of three draws each.", knowing, new(5, 3, 4, 4),
               whole(9, 5), whole(999, 5, 3), new(5, 3, 3, 4, 4))
+    schedule = some()
+    yield say(AFRESH, "pass the schedule on.", knowing, new(2, 1, 2, 2), None, whole(schedule.T, 2, 2),
+              new(2, 2, 1, 2, 2), schedule)
 
 
 def ddim_step(x: Tensor, noise: Tensor, a: float, a_next: float, eta: float, fresh: Tensor) -> Tensor:
@@ -140,8 +150,9 @@ def layers():
     yield say("lora_alpha = 3, r = 2", "the update is scaled by lora_alpha / r, not by lora_alpha. The "
               "division lets one learning rate serve every r, if A is as large at every r. (Here A has std "
               "1/r, so train.py takes lora_alpha = r.)", t([1., 1.]), eye, t([1., 2.]), eye, eye, 3.0, 2)
+    r = CHANCE.randint(2, 3)
     yield say(AFRESH, "x has any number of leading dimensions; vectors are in the last one: x @ W.mT.",
-              new(2, 2, 3), new(4, 3), new(4), new(2, 3), new(4, 2), 2.0, 2, on_shape=True)
+              new(2, 2, 4), new(5, 4), new(5), new(r, 4), new(5, r), CHANCE.uniform(4, 9), r, on_shape=True)
 
 
 def merges():
@@ -150,8 +161,9 @@ def merges():
               t([[1., 2.]]), t([[3.], [4.]]), 1.0, 1, on_shape=True)
     yield say("lora_alpha = 3, r = 2", "the scale lora_alpha / r belongs to the update, not to W.",
               eye, eye, eye, 3.0, 2)
-    yield say(AFRESH, "the shape of W is (d_out, d_in).", new(4, 3), new(2, 3), new(4, 2), 2.0, 2,
-              on_shape=True)
+    r = CHANCE.randint(2, 3)
+    yield say(AFRESH, "the shape of W is (d_out, d_in).", new(5, 4), new(r, 4), new(5, r),
+              CHANCE.uniform(4, 9), r, on_shape=True)
 
 
 # -----------------------------------------------------------------------------

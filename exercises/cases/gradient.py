@@ -100,7 +100,8 @@ def steps():
     yield say("a long gradient and a short one", "clip each image to C before adding.",
               rows, PARAMS, lot(3, 4, 0, 0.3, 0.4, 0), **four)
     yield say(AFRESH, "seven images in chunks of two: chunks are memory only, and all of them count, also "
-              "the last, shorter one.", rows, PARAMS, (new(7, 3),), chunk=2, **four)
+              "the last, shorter one.", rows, PARAMS, (new(7, 3),), chunk=2,
+              **four | dict(B=CHANCE.uniform(1.5, 9)))
 
     def largest(f):
         sizes = []
@@ -132,8 +133,8 @@ def steps():
                       (1000, {"w": torch.zeros(50, 40)})):
         numbers = sum(p.numel() for p in params.values())
         yield say(AFRESH, f"the same for {n} images and {numbers} weights.", rows, params,
-                  (new(n, numbers),), C=CHANCE.uniform(0.1, 9), sigma=CHANCE.uniform(0.5, 9), B=4.0,
-                  normals=new(numbers).double())
+                  (new(n, numbers),), C=CHANCE.uniform(0.1, 9), sigma=CHANCE.uniform(0.5, 9),
+                  B=CHANCE.uniform(1.5, 9), normals=3 * new(numbers).double())
     for wrong in (dict(B=0.0), dict(B=4.0, chunk=0)):
         yield say(f"{wrong}", "settings without meaning are refused, with a ValueError.", rows, PARAMS,
                   lot(1, 1, 1), **four | wrong)

@@ -108,10 +108,10 @@ def suspects():
     def ask(f, number):
         if not said:
             for one in CHANCE.sample(range(len(table)), len(table)):
-                said[one] = outcome(f, anonymous(one))
+                said[one] = outcome(lambda one=one: bool(f(anonymous(one))))      # at once
         if isinstance(said[number], BaseException):
             raise said[number]
-        return bool(said[number])
+        return said[number]
     for number, (title, leaky, means, _) in enumerate(table):
         yield Case(title, means, {"this step": "leaks" if leaky else "keeps the guarantee"},
                    functools.partial(ask, number=number), expected=leaky)
