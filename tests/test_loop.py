@@ -83,10 +83,15 @@ def test_every_backward_pass_of_a_run_has_one_size_whatever_its_lots(monkeypatch
 
 def test_all_published_bytes_are_a_function_of_public_constants_and_of_what_private_gradient_returned(
         tmp_path, monkeypatch):
-    """200 images, and 3 others, so that most lots are empty; the same noise is returned: the same folder."""
+    """200 images of all classes, and 3 of two, so that most lots are empty; the same noise is returned: the
+    same folder.
+    """
     published = []
     for images in (IMAGES, 3):
         monkeypatch.chdir(make_place(tmp_path / str(images), images, seed=images))
+        if images == 3:
+            x = data.load("mnist", "train", "data")[0]
+            write_idx(Path("data"), x[:, 0].numpy(), torch.tensor([9, 9, 4]).byte().numpy())
         monkeypatch.setattr(dpsgd, "private_gradient", ignorant())
         code, _, err = finetune("--out", "run", "--seed", 5, "--peek", 3, picture=True)
         assert code == 0, err
@@ -137,7 +142,7 @@ def test_the_adapter_is_the_average_and_not_the_last_weights(monkeypatch):
     seen = spied(monkeypatch)
     assert finetune("--out", "run")[0] == 0
     adapted = lora.split(lora.load(base.load(Path("base.pt")).model, Path("run")))[0]
-    assert len(made) == 1 and made[0].updates == 6
+    assert len(made) == 1 and made[0].updates == 6 and made[0].decay == train.EMA_DECAY
     assert all(torch.equal(p, made[0].shadow[name]) for name, p in adapted.items())
     assert any(not torch.equal(p, seen[-1][0][name]) for name, p in adapted.items())
 

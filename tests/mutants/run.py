@@ -8,6 +8,7 @@ nothing else, is run. A mutant is killed when the test fails by its own assertio
 has proved nothing. The same tests are seen to pass on a copy that nobody broke. The copies' tests run in
 forks of this process, because importing torch takes longer than most of them.
 """
+import gc
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ |= dict(OMP_NUM_THREADS="1", COLUMNS="1000")                  # one thread each; unbroken failures
+# one thread each; failures in one line; no plugins, which take a second to import
+os.environ |= dict(OMP_NUM_THREADS="1", COLUMNS="1000", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 sys.dont_write_bytecode = True
 
 import pytest  # noqa: E402
@@ -37,12 +39,12 @@ FOLDERS = (".", "machinery", "drawings", "support", "attacks", "tests")  # whose
 
 
 def copy(folder: Path) -> None:
-    """The repository's code and tests, without their history and their data."""
+    """The repository's code and tests, without their history and their data, and with their dates."""
     code = [file for part in FOLDERS for file in ROOT.glob(f"{part}/*.py")]
     for source in [*code, ROOT / "pyproject.toml"]:
         target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        shutil.copy2(source, target)
 
 
 def start(folder: Path, *tests: str) -> int:
@@ -58,6 +60,7 @@ def start(folder: Path, *tests: str) -> int:
         said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(said, 1), os.dup2(said, 2)
         os.chdir(folder)
+        sys.dont_write_bytecode = False                                  # see `run`
         flags = "-x -q -rf --tb=short -p no:cacheprovider".split()
         code = pytest.main(flags + [f"tests/{test}" for test in tests])
         sys.stdout.flush()
@@ -75,14 +78,17 @@ def verdict(code: int, said: str) -> str:
     return "NO: " + " ".join((failures or said.splitlines())[-1:])
 
 
-def run(m: Mutant, folder: Path) -> int | None:
-    """Start the mutant's test on a broken copy; None if the text to be broken is not there once."""
+def run(m: Mutant, clean_copy: Path, folder: Path) -> int | None:
+    """Start the mutant's test on a broken copy; None if the text to be broken is not there once.
+
+    The bytecode of all that is not broken is the clean copy's: Python goes by a file's date and size.
+    """
     clean = (ROOT / m.file).read_text()
     if clean.count(m.old) != 1:
         return None
     mutated = clean.replace(m.old, m.new)
     compile(mutated, m.file, "exec")                                     # a typing error kills nothing
-    copy(folder)
+    shutil.copytree(clean_copy, folder, ignore=shutil.ignore_patterns("said"))
     (folder / m.file).write_text(mutated)
     return start(folder, m.killed_by)
 
@@ -97,15 +103,19 @@ def main() -> None:
     tests = list(dict.fromkeys(m.killed_by for m in chosen))
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()                                                          # no fork looks for garbage in torch
     copy(folder / "clean")
     if os.waitpid(start(folder / "clean", *tests), 0)[1]:
-        sys.exit(f"the tests fail on the code as it is:\n{(folder / 'clean' / 'said').read_text()}")
+        said = (folder / "clean" / "said").read_text()
+        shutil.rmtree(folder)
+        sys.exit(f"the tests fail on the code as it is:\n{said}")
 
     verdicts, running, left = {}, {}, list(chosen)
     while left or running:
         while left and len(running) < AT_A_TIME:
             m = left.pop(0)
-            child = run(m, folder / m.name.replace(" ", "-"))
+            child = run(m, folder / "clean", folder / m.name.replace(" ", "-"))
             if child is None:
                 verdicts[m] = f"NO: its text does not occur exactly once in {m.file}"
             else:
