@@ -158,7 +158,7 @@ def real_runner(device: torch.device) -> Callable:
 
     def run(cell: dict) -> dict:
         what, describe, start = cell["train"], lora.describe, time.time()
-        how = ddpm.Sampling(steps=cell["sample_steps"])
+        how = ddpm.Sampling("ddim", cell["sample_steps"])
 
         def scaled(what: str, rank: int, alpha: float, conditional: bool) -> dict:
             """lora_alpha = 16 at every rank, as in all rows; no class embedding where BARE says so."""
