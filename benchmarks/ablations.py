@@ -214,7 +214,7 @@ def groups(rows: list[dict], name: str) -> list[list[dict]]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown for docs/claims.md: a table per experiment and way of judging, mean ± spread over seeds."""
+    """Markdown for docs/results.md: a table per experiment and way of judging, mean ± spread over seeds."""
     text, last = [], None
     figures = "trained weights,sigma,recognised %,CNN accuracy %,classifier-FID,seconds,n".split(",")
     for g in (g for name in SHOWN for g in groups(sorted(rows, key=lambda row: row["scale"]), name)):
