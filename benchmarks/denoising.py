@@ -1,6 +1,6 @@
 """denoising.py -- how well does a run's adapter denoise real test images, t by t?
 
-The cheapest way to compare settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real
+The cheapest way to compare settings; docs/recipes.md says what was chosen by it. NOT PRIVATE: it reads real
 images.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other

@@ -42,8 +42,8 @@ def join_lines(code):
 
 
 TEXT = {path: unwrapped(path.read_text()) for path in DOCUMENTS}
-README, TUNING, RESULTS, BASE = (TEXT[ROOT / name] for name in (
-    "README.md", "docs/tuning.md", "docs/results.md", "docs/base.md"))
+README, RECIPES, RESULTS, BASE = (TEXT[ROOT / name] for name in (
+    "README.md", "docs/recipes.md", "docs/results.md", "docs/bases.md"))
 
 
 @functools.cache
@@ -161,7 +161,7 @@ def test_the_table_of_lots_and_draws_is_the_accountants(epsilon):
         B = round(650_000 / 150 / K)
         sigma = accountant.calibrate(epsilon, 1e-5, B / 60_000, 150)
         row.append(f"{(K * 150) ** 0.5 * B / sigma / 1e3:.1f}")
-    found = re.search(rf"^\| epsilon = {epsilon} \|(.*)\|$", TUNING, re.M)[1]
+    found = re.search(rf"^\| epsilon = {epsilon} \|(.*)\|$", RECIPES, re.M)[1]
     assert [cell.strip(" *") for cell in found.split("|")] == row
 
 
@@ -204,6 +204,15 @@ def test_the_documented_command_is_the_shipped_runs(name):
     free = {"device", "data_dir", "out", "chunk", "peek", "resume", "classes"}   # of the machine, or the data
     for setting in (wanted.keys() & used.keys()) - free:
         assert wanted[setting] == used[setting], setting
+
+
+@pytest.mark.parametrize("run", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1", "cells-eps10",
+                                 "cells-eps1", "cifar10-eps10", "cifar10-eps1"])
+def test_the_table_of_recipes_is_what_the_shipped_runs_used(run):
+    used = json.loads((ROOT / "assets" / run / "config.json").read_text())
+    said = re.search(rf"^\| `{run}` \| (.*) \|$", RECIPES, re.M)[1].replace("`", "").split(" | ")
+    assert said == [f"{used[name]}" for name in ("train", "draws", "lr", "B", "K", "steps")]
+    assert (used["rank"], used["C"]) == (16, 0.003)
 
 
 def test_no_figure_was_left_to_fill_in():
