@@ -42,7 +42,7 @@ def join_lines(code):
 
 TEXT = {path: unwrapped(path.read_text()) for path in DOCUMENTS}
 README, CLAIMS, TUNING, RESULTS, BASE = (TEXT[ROOT / name] for name in (
-    "README.md", "docs/claims.md", "docs/tuning.md", "docs/results.md", "docs/base.md"))
+    "README.md", "docs/claims.md", "docs/tuning.md", "docs/results.md", "docs/bases.md"))
 
 
 @functools.cache
