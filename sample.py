@@ -1,7 +1,7 @@
-"""sample.py -- checkpoint to pictures.
+"""sample.py -- draw pictures from the adapter of a finished run.
 
-Sampling reads only the public base and the private adapter: post-processing, so it spends no privacy,
-however many images are drawn.                                    [Dwork & Roth 2014, Prop. 2.1]
+Sampling reads the public base and the private adapter, but no private image. So it is post-processing, and
+costs no privacy, however many images are drawn.                        [Dwork & Roth 2014, Prop. 2.1]
 
   $ python sample.py runs/mnist --n 100 --out grid.png
   $ python sample.py runs/mnist --n 10000 --npz samples.npz       # images (n, C, H, W) uint8, labels (n,)
@@ -23,25 +23,26 @@ from machinery import checkpoint, devices, flags, screen
 from support import runs
 from support.runs import Run
 
-PICTURES = Sampling()        # how a run's own pictures are drawn
+PICTURES = Sampling()        # the settings for the pictures that a run itself draws
 
 
-def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, *, floor: int = 0,
+def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, *, threshold: int = 0,
              batch: int | None = None, generator: torch.Generator | None = None,
              quiet: bool = False) -> Tensor:
-    """n images in batches with a progress bar: uint8 (n, *run.shape), on the CPU.
+    """n images, drawn in batches: uint8 (n, *run.shape), on the CPU.
 
-    labels: (n,), as the network numbers them, or None
-    floor:  grey levels up to this become 0. A digit or a garment lies on a black background, which the
-            network's last step leaves a few levels off: no eye sees it, but the FID network does.
-    batch:  images per forward pass: memory only
+    labels:    (n,), in the network's numbering, or None
+    threshold: grey levels up to this become 0. Digits and garments lie on a black background, but the network
+               leaves it a few grey levels brighter. The eye does not notice this, but the FID network does.
+    batch:     images per forward pass; it affects memory and speed only
+    quiet:     show no progress
     """
     device, images = next(run.model.parameters()).device, []
     inner, limit = run.shape, 1.0
     if run.coder is not None:
         inner, limit = autoencoder.latent_shape(run.coder, run.shape), autoencoder.LIMIT
     if batch is None:
-        batch = 128 if device.type == "cpu" else 1000        # 500 is 1.2 times slower on a CPU: its caches
+        batch = 128 if device.type == "cpu" else 1000        # on a CPU 500 is 1.2 times slower
     with (tqdm(total=n, desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar,
           screen.waiting("sampling", n, has_bar=True, wanted=not quiet) as wait):
         for start in range(0, n, batch):
@@ -51,16 +52,17 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
                 x = how.draw(run.model, part, size, generator, limit)
             x = data.to_uint8(x) if run.coder is None else autoencoder.to_images(run.coder, x, run.shape)
             x = x.cpu()
-            images.append(x.masked_fill(x <= floor, 0))
+            images.append(x.masked_fill(x <= threshold, 0))
             bar.update(size[0])
             wait.done += size[0]
     return torch.cat(images)
 
 
 def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None:
-    """n labels, the run's declared classes (all of the base's where none were) in turn; None without classes.
+    """n labels, which take the run's declared classes in turn; None for a network without classes.
 
-    below: leave out the classes from this number on, where the real images have none of them
+    A run without declared classes has those of the base.
+    below: leave out the classes from this number on, because no real image is of them
     """
     if run.model.classes is None:
         return None
@@ -70,20 +72,20 @@ def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None
 
 
 def one_of_each(run: Run) -> Tensor | None:
-    """At most ten of the run's classes; None for a model without classes."""
+    """The labels of the run's first ten classes; None for a network without classes."""
     if run.model.classes is None:
         return None
     return torch.tensor((run.labels or list(range(run.model.classes)))[:10])
 
 
 def write_grid(images: Tensor, columns: int, path: Path | io.BytesIO) -> None:
-    """uint8 (n, C, H, W) as one png, `columns` images in a row."""
-    from torchvision.utils import save_image             # here: it takes as long to import as torch itself
+    """Write uint8 images (n, C, H, W) as one png, with `columns` images in a row."""
+    from torchvision.utils import save_image             # imported here, as it takes as long as torch itself
     save_image(images.float() / 255, path, nrow=columns, format="png")
 
 
 def class_strip(run: Run, path: Path) -> None:
-    """One image of each of the run's classes (at most ten) in a row, from the same noise."""
+    """Write one row with an image of each class, at most ten. Every call starts from the same noise."""
     labels = one_of_each(run)
     n = 10 if labels is None else len(labels)
     same = torch.Generator(next(run.model.parameters()).device).manual_seed(0)
@@ -91,7 +93,10 @@ def class_strip(run: Run, path: Path) -> None:
 
 
 def before_and_after(path: Path, before: Run, after: Run, columns: int = 8) -> None:
-    """A row a class, `before` on the left, `after` on the right, from the same noise."""
+    """Write a picture with a row for each class: samples of `before` on the left and of `after` on the right.
+
+    Both models start from the same noise.
+    """
     from torchvision.utils import make_grid, save_image
     device, labels, sides = next(after.model.parameters()).device, one_of_each(after), []
     rows = 10 if labels is None else len(labels)
@@ -104,30 +109,31 @@ def before_and_after(path: Path, before: Run, after: Run, columns: int = 8) -> N
 
 
 def check(a: argparse.Namespace, how: Sampling) -> None:
-    """Refuse what has no meaning, in one line, before anything is drawn."""
+    """Refuse flags that have no meaning, before anything is drawn. Errors: ValueError in one line"""
     for name in ("n", "batch"):
         if getattr(a, name) is not None and getattr(a, name) < 1:
             raise ValueError(f"--{name} {getattr(a, name)}: expected at least 1")
     how.check()
-    if not 0 <= a.floor <= 255:
-        raise ValueError(f"--floor {a.floor}: expected a grey level, 0 to 255")
+    if not 0 <= a.threshold <= 255:
+        raise ValueError(f"--threshold {a.threshold}: expected a grey level, 0 to 255")
     if a.seed is not None and not 0 <= a.seed < 2**32:
-        raise ValueError(f"--seed {a.seed}: expected 0 to 2^32 - 1")
+        raise ValueError(f"--seed {a.seed}: expected a whole number, 0 to 2^32 - 1")
     for path, ending in ((a.out, ".png"), (a.npz, ".npz")):
         if not path:
             continue
         folder = Path(path).resolve().parent
         if Path(path).is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder, expected a file, {ending}")
+            raise ValueError(f"cannot write {path}: it is a folder; expected a file name that ends in "
+                             f"{ending}")
         if Path(path).suffix.lower() != ending:
-            raise ValueError(f"cannot write {path}: expected a name that ends in {ending}")
+            raise ValueError(f"cannot write {path}: expected a file name that ends in {ending}")
         if not folder.is_dir():
-            raise ValueError(f"cannot write {path}: there is no folder {folder}")
+            raise ValueError(f"cannot write {path}: there is no folder {folder}; make it first")
         checkpoint.try_writing(folder)
 
 
 def draw(a: argparse.Namespace, how: Sampling) -> None:
-    """What the command line asks for: pictures, arrays or both."""
+    """Draw the samples that the command line asks for, and write them as a picture, as arrays, or both."""
     device = devices.pick(a.device)
     run = runs.load(a.run, a.public, a.base)
     run.model.to(device)
@@ -139,7 +145,7 @@ def draw(a: argparse.Namespace, how: Sampling) -> None:
     else:
         generator.manual_seed(a.seed)
     labels = trained_classes(run, a.n)
-    images = generate(run, labels, a.n, how, floor=a.floor, batch=a.batch, generator=generator)
+    images = generate(run, labels, a.n, how, threshold=a.threshold, batch=a.batch, generator=generator)
     if a.out:
         classes = 1 if labels is None else len(labels.unique())
         columns = min(a.n, classes if classes > 1 else 10)
@@ -148,7 +154,7 @@ def draw(a: argparse.Namespace, how: Sampling) -> None:
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())
-        if labels is not None and len(run.labels or range(run.model.classes)) > 1:       # one class is none
+        if labels is not None and len(run.labels or range(run.model.classes)) > 1:       # else no labels
             arrays |= dict(labels=labels.numpy(), classes=np.array(runs.class_names(run)))
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
@@ -158,24 +164,28 @@ def draw(a: argparse.Namespace, how: Sampling) -> None:
 
 def main() -> None:
     p = screen.Parser(__doc__)
-    p.add_argument("run", help="a run's folder, such as runs/mnist")
-    p.add_argument("--n", type=int, default=100, help="how many images, classes in turn")
-    p.add_argument("--out", default=None, help="write a grid of pictures here (default grid.png if no --npz)")
-    p.add_argument("--npz", default=None, help="write images and labels here, for evaluation")
+    p.add_argument("run", help="folder of a finished run, such as runs/mnist")
+    p.add_argument("--n", type=int, default=100, help="number of images, which take the classes in turn")
+    p.add_argument("--out", default=None,
+                   help="png file for a grid of all images (default without --npz: grid.png)")
+    p.add_argument("--npz", default=None, help="npz file for images and labels, which evaluate.py reads")
     flags.add(p, Sampling, choices=dict(sampler=ddpm.SAMPLERS))
-    p.add_argument("--floor", type=int, default=0,
-                   help="grey levels (0 to 255) up to this become 0: a black background is black")
-    p.add_argument("--public", action="store_true", help="the public base alone, without the private adapter")
+    p.add_argument("--threshold", type=int, default=0,
+                   help="grey levels up to this, 0 to 255, become 0, so that a black background is black")
+    p.add_argument("--public", action="store_true",
+                   help="draw from the public base alone, without the private adapter")
     p.add_argument("--base", default=None,
-                   help="where the public base is now (default: where the run had it)")
+                   help="file of the public base (default: the place that the run was trained from)")
     p.add_argument("--batch", type=int, default=None,
-                   help="images per forward pass: memory only (default: 128 on a CPU, else 1000)")
-    p.add_argument("--seed", type=int, default=None, help="make the same pictures again (costs no privacy)")
+                   help="images per forward pass; affects memory and speed only (default: 128 on a CPU, else "
+                        "1000)")
+    p.add_argument("--seed", type=int, default=None,
+                   help="draws the same pictures each time; it may be published (default: random)")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     a = p.parse_args()
     if not a.out and not a.npz:
         a.out = "grid.png"
-    with screen.one_line(p.prog, "lower --batch, which changes no picture's quality"):
+    with screen.one_line(p.prog, "lower --batch, which does not change the quality of the pictures"):
         how = flags.take(a, Sampling)
         check(a, how)
         draw(a, how)

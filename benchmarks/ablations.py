@@ -95,15 +95,15 @@ def best_rate(cell: dict, rows: list[dict]) -> float:
     return max(tried, key=lambda row: row["CNN"], default=cell)["lr"]
 
 
-def grid(names: list[str], seeds: int, judged: dict, rows: list[dict]) -> Iterator[dict]:
+def grid(names: list[str], seeds: int, evaluation: dict, rows: list[dict]) -> Iterator[dict]:
     """The cells in order, seed by seed.
 
     `rows` grows meanwhile: of a component's rates only seed 0's best goes on.
     """
     for seed in range(seeds):
         for name in names:
-            for change in EXPERIMENTS[name](SCALES[judged["scale"]]):
-                cell = SCALES[judged["scale"]] | change | judged | dict(experiment=name, seed=seed)
+            for change in EXPERIMENTS[name](SCALES[evaluation["scale"]]):
+                cell = SCALES[evaluation["scale"]] | change | evaluation | dict(experiment=name, seed=seed)
                 if name != "components" or seed == 0 or cell["lr"] == best_rate(cell, rows):
                     yield cell
 
@@ -150,9 +150,9 @@ def real_runner(device: torch.device) -> Callable:
     here, once.
     """
     real, labels, test = evaluate.load_real(OTHERS["data"], OTHERS.get("data_dir"), None)
-    expert = classifiers.judge(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
-    known = evaluate.reference(expert[:-1], real)
-    classes, shape = expert[-1].out_features, tuple(real.shape[1:])
+    reference_classifier = classifiers.reference_classifier(OTHERS["data"], real, labels, device=device, folder=WORK.parent)
+    known = evaluate.reference(reference_classifier[:-1], real)
+    classes, shape = reference_classifier[-1].out_features, tuple(real.shape[1:])
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{device} x {torch.get_num_threads()}"
     WORK.mkdir(parents=True, exist_ok=True)
 
@@ -190,9 +190,9 @@ def real_runner(device: torch.device) -> Callable:
         images = sample.generate(trained, asked, len(asked), how, batch=500, generator=same, quiet=True)
         net = classifiers.classifier("CNN", shape, classes).to(device)
         classifiers.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
-        cloud = evaluate.gaussian(classifiers.features(expert[:-1], images))
+        cloud = evaluate.gaussian(classifiers.features(reference_classifier[:-1], images))
         return dict(weights=weights, sigma=facts["sigma"], epsilon_rdp=float(facts["epsilon_rdp"]),
-                    recognised=classifiers.recognised_share(expert, images, asked)[0],
+                    recognised=classifiers.recognised_share(reference_classifier, images, asked)[0],
                     CNN=classifiers.recognised_share(net, *test)[0],
                     seconds=seconds, device=where, torch=torch.__version__,
                     classifier_FID=evaluate.frechet(*cloud, known["mu"], known["S"]))
@@ -239,13 +239,13 @@ def table(rows: list[dict]) -> str:
         "Seeded runs are not private; these figures read private images, outside every guarantee."])
 
 
-def plots(rows: list[dict], judged: dict, out: Path) -> None:
+def plots(rows: list[dict], evaluation: dict, out: Path) -> None:
     """Two pictures in `out`.
 
     epsilon-strips.png, a row of ten samples an epsilon, and epsilon-quality.png, the figures against epsilon.
     """
     import matplotlib.pyplot as plt
-    found = sorted((g for g in groups(rows, "epsilon") if judged.items() <= g[0].items()),
+    found = sorted((g for g in groups(rows, "epsilon") if evaluation.items() <= g[0].items()),
                    key=lambda g: g[0]["epsilon"])
     if not found or not all(strip(g[0]).exists() for g in found):
         raise ValueError(f"nothing to draw: expected rows of --only epsilon for {judged}, "
@@ -287,7 +287,7 @@ def main() -> None:
     a = p.parse_args()
     only, look = a.only.split(","), a.table or a.plots
     images = IMAGES[a.scale] if a.images is None else a.images
-    judged = dict(scale=a.scale, images=images, sample_steps=a.sample_steps, epochs=a.epochs)
+    evaluation = dict(scale=a.scale, images=images, sample_steps=a.sample_steps, epochs=a.epochs)
     try:
         rows = [row for path in a.csv for row in read(path)]
         rows = [row for i, row in enumerate(rows) if not any(same(row, other) for other in rows[:i])]
@@ -304,13 +304,13 @@ def main() -> None:
         if a.table:
             print(table(rows))
         if a.plots:
-            plots(rows, judged, ROOT / "assets")
+            plots(rows, evaluation, ROOT / "assets")
         if not look:
             print("NOT PRIVATE: these runs have seeds, so anyone can repeat them; "
                   "comparing settings on private images lies outside every guarantee.\n"
                   f"rows: {a.csv[0]}", flush=True)
             checkpoint.try_writing(a.csv[0].resolve().parent)
-            todo = lambda rows: grid([name for name in EXPERIMENTS if name in only], a.seeds, judged, rows)
+            todo = lambda rows: grid([name for name in EXPERIMENTS if name in only], a.seeds, evaluation, rows)
             lock = a.csv[0].with_name(f".{a.csv[0].name}.in-use")       # two would lose each other's rows
             with checkpoint.alone(lock):
                 work(a.csv[0], todo, real_runner(devices.pick(a.device)), a.minutes)

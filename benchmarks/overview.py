@@ -31,8 +31,8 @@ def drawn(folder: Path, public: bool) -> Tensor:
     """ROWS images of each class, a column a class: (ROWS classes, C, H, W) uint8."""
     run, same_noise = runs.load(folder, public), torch.Generator().manual_seed(0)
     labels = sample.one_of_each(run).repeat(ROWS)
-    floor = 0 if run.coder else 8                                # grey levels: digits lie on black
-    return sample.generate(run, labels, len(labels), floor=floor, generator=same_noise, quiet=True)
+    threshold = 0 if run.coder else 8                                # grey levels: digits lie on black
+    return sample.generate(run, labels, len(labels), threshold=threshold, generator=same_noise, quiet=True)
 
 
 def real(name: str, data_dir: str | None) -> Tensor:

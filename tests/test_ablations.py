@@ -15,7 +15,7 @@ from support import privacy_report
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
 
-JUDGED = dict(scale="laptop", images=20, sample_steps=1, epochs=1)
+EVALUATION = dict(scale="laptop", images=20, sample_steps=1, epochs=1)
 NAMES = list(ablations.EXPERIMENTS)
 
 
@@ -30,7 +30,7 @@ def fake(calls):
 
 
 def go(path, calls, names=NAMES, seeds=2, **kw):
-    ablations.work(path, lambda rows: ablations.grid(names, seeds, JUDGED, rows), fake(calls), **kw)
+    ablations.work(path, lambda rows: ablations.grid(names, seeds, EVALUATION, rows), fake(calls), **kw)
     return ablations.read(path)
 
 
@@ -79,7 +79,7 @@ def test_no_run_starts_after_the_minutes_are_over(tmp_path):
 
 def test_K_is_compared_at_equal_computation_and_at_equal_batch():
     for scale, point in ablations.SCALES.items():
-        found = {(cell["K"], cell["B"]) for cell in ablations.grid(["k"], 1, JUDGED | dict(scale=scale), [])}
+        found = {(cell["K"], cell["B"]) for cell in ablations.grid(["k"], 1, EVALUATION | dict(scale=scale), [])}
         equal = point["B"] * point["K"]
         assert found == {(K, equal // K) for K in (1, 4, 16)} | {(K, equal // 4) for K in (1, 4, 16)}
 
@@ -126,7 +126,7 @@ def test_real_runs_end_to_end_train_what_their_rows_say(tmp_path, monkeypatch):
     describe, path, run = lora.describe, tmp_path / "a.csv", ablations.real_runner(torch.device("cpu"))
 
     def todo(rows):
-        cells = ablations.grid(["components", "epsilon"], 1, JUDGED, rows)
+        cells = ablations.grid(["components", "epsilon"], 1, EVALUATION, rows)
         return [c for c in cells if c["epsilon"] == math.inf or c["epsilon"] == 10
                 and c["train"] in ("qkv", "qkv+proj", "lora") and c["experiment"] == "components"]
     ablations.work(path, todo, run)

@@ -127,9 +127,9 @@ def test_the_reference_classifier_is_trained_once_per_data_set_and_again_if_its_
         trained.append(len(a[1]))
         return train(*a, **k)
     monkeypatch.setattr(classifiers, "train_classifier", counted)
-    ask = lambda n: classifiers.judge("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
+    ask = lambda n: classifiers.reference_classifier("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
     first, second = ask(100), ask(100)
-    file = tmp_path / "judge-folder-my-digits.pt"
+    file = tmp_path / "reference-classifier-folder-my-digits.pt"
     assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
     assert torch.equal(first[-1].weight, second[-1].weight)
     ask(90)                                                              # other images: another classifier

@@ -266,7 +266,7 @@ REFUSED = [
     ("sample", "finished --steps 1001", "--steps 1001", "1 to 1000"),
     ("sample", "finished --eta -1", "--eta -1", ">= 0"),
     ("sample", "finished --eta nan", "--eta nan", ">= 0"),
-    ("sample", "finished --floor 256", "--floor 256", "0 to 255"),
+    ("sample", "finished --threshold 256", "--threshold 256", "0 to 255"),
     ("sample", "finished --guidance -1", "--guidance -1", ">= 0"),
     ("sample", "finished --guidance nan", "--guidance nan", ">= 0"),
     ("sample", "finished --guidance inf", "--guidance inf", ">= 0"),

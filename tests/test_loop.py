@@ -166,24 +166,26 @@ def test_privacy_json_says_exactly_this(monkeypatch):
                   "with it",
         "does_not_cover": [
             "a person with several images: the unit is ONE image",
-            "other runs on the same images: losses add up (python accountant.py compose A/privacy.json ...)",
-            "choices made by looking at the private images before the run, such as hyper-parameters tuned on "
-            "them",
+            "other runs on the same images: privacy losses add up (python accountant.py compose "
+            "A/privacy.json ...)",
+            "choices made by looking at the private images before the run, such as hyper-parameters tuned "
+            "on them",
             "N, the names of the classes and the data set's existence: they are declared, and public",
-            "figures computed from private images afterwards: accuracy, FID, nearest neighbours",
-            "what the curator alone sees: the screen, the log, the exit code, how long each step takes, "
-            "files' times",
+            "figures computed from private images afterwards, such as the FID and nearest neighbours",
+            "what the curator, who holds the images, sees: the screen, log, exit code, times of steps and "
+            "of files",
             "a run that was not finished, or was continued twice: each continuation is another look at the "
             "images",
-            "the network between ranks: the key of the noise and sums without noise cross it",
-            "attacks on the arithmetic: float64 noise is no exact Gaussian; whoever breaks SHAKE-256 or has "
-            "its key",
-            "rounding: in bfloat16 or on a GPU a gradient may move with who else is in the lot; epsilon "
-            "ignores that",
-            "what the public base learnt: shipped ones saw drawings made by code, or ImageNet photographs, "
+            "the network between the processes of a run: the key of the noise and sums without noise cross "
+            "it",
+            "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or "
+            "has its key",
+            "rounding: with threads, a GPU or bfloat16 a gradient may depend on its batch, which epsilon "
+            "ignores",
+            "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, "
             "or both",
-            "anyone who can read the process's memory (core files, swap), which holds the key, or "
-            "checkpoint.pt",
+            "whoever can read checkpoint.pt, or the memory of the process (core files, swap), which holds "
+            "the key",
             "a crash that depends on the batch (memory, time): --resume then draws that step's batch again"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=0))):
         said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110)

@@ -115,15 +115,15 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
     for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)),
-                       (("--sampler", "dpm"), dict(sampler="dpm")), (("--floor", "100"), dict(floor=100))):
+                       (("--sampler", "dpm"), dict(sampler="dpm")), (("--threshold", "100"), dict(threshold=100))):
         argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5,
                 "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
         sample.main()
         drawn.append(torch.from_numpy(np.load(tmp_path / "s.npz")["images"]))
-        floor = how.pop("floor", 0)
+        threshold = how.pop("threshold", 0)
         expected = sample.generate(runs.load(folder), torch.arange(3), 3,
-                                   ddpm.Sampling(steps=4, guidance=0.0, **how), floor=floor,
+                                   ddpm.Sampling(steps=4, guidance=0.0, **how), threshold=threshold,
                                    generator=torch.Generator().manual_seed(5), quiet=True)
         apart = (drawn[-1].int() - expected.int()).abs().max()           # in grey levels
         assert apart <= 1, f"more than a rounding: {flags}"
@@ -131,13 +131,13 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
         assert (drawn[i].int() - drawn[j].int()).abs().max() > 1, "each flag makes a difference"
 
 
-def test_a_floor_empties_what_is_at_most_as_bright_and_leaves_the_rest(run):
-    def draw(floor):
+def test_a_threshold_blackens_what_is_at_most_as_bright_and_leaves_the_rest(run):
+    def draw(threshold):
         return sample.generate(runs.load(run[0]), torch.arange(4), 4, ddpm.Sampling(steps=4, guidance=0.0),
-                               floor=floor, quiet=True, generator=torch.Generator().manual_seed(0))
+                               threshold=threshold, quiet=True, generator=torch.Generator().manual_seed(0))
     plain = draw(0)
     assert torch.equal(draw(120), torch.where(plain <= 120, 0, plain))
-    assert ((plain > 0) & (plain <= 120)).any(), "there is something to empty"
+    assert ((plain > 0) & (plain <= 120)).any(), "there is something to blacken"
 
 
 def test_two_runs_without_a_seed_differ(place):
