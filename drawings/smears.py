@@ -3,7 +3,7 @@
 The public half of a private run on blood cells, as glyphs.py is for MNIST and clothes.py for garments.
 Nobody's blood is in it and no number was measured on an image: proportions, shapes and stains were written
 down by hand from what textbooks say of a smear stained by May-Gruenwald and Giemsa, in the published frame:
-one cell in the middle of the picture (Acevedo et al. 2020). What its author had seen before: docs/base.md.
+one cell in the middle of the picture (Acevedo et al. 2020). What its author had seen before: docs/bases.md.
 
   $ python -m drawings.smears        # draws a sheet to runs/smears.png, one class per row
 """
