@@ -2,9 +2,10 @@
 
     g = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )
 
-Published code has fallen into each of three traps. The lot may be EMPTY: the noise is added all the same,
-since a result without noise says that nobody was sampled. B is the DECLARED batch size, because the true one
-is private. Memory makes us cut the lot into chunks, but the noise belongs to the step and not to the chunk.
+Published code has fallen into each of three traps. The lot, the random batch of the step, may be EMPTY: the
+noise is added all the same, since a result without noise says that nobody was sampled. B is the DECLARED
+batch size, because the true one is private. Memory makes us cut the lot into chunks, but the noise belongs to
+the step and not to the chunk.
 Make the noise from `normals`, which holds one draw of N(0, 1) for each weight. The caller draws them from a
 secret key, new ones for each step. Do not draw your own: torch's generator can be predicted.
 Look at:  `python dpsgd.py` and `python -m machinery.secret`

@@ -1,7 +1,7 @@
 """ex10 -- the same, when an image takes part only with probability q.  [Mironov et al. 2019; 40 minutes]
 
-Poisson sampling hides who is in the lot. So with the image, the sum is distributed as the mixture (1 - q)
-N(0, sigma^2) + q N(1, sigma^2):
+Poisson sampling hides who is in the lot, the random batch of a step. So with the image, the sum is
+distributed as the mixture (1 - q) N(0, sigma^2) + q N(1, sigma^2):
 
     A_a = E_{z ~ N(0, sigma^2)} [ ( 1 - q + q exp((2z - 1) / (2 sigma^2)) )^a ],   RDP(a) = log(A_a) / (a - 1)
 

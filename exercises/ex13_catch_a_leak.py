@@ -1,6 +1,7 @@
 """ex13 -- write the test that catches a leak.                       [DP-SGD Alg. 1, from outside; 45 minutes]
 
-The guarantee of one step has two halves. Both can be tested from outside, by calling the step:
+The guarantee of one step has two halves. Both can be tested from outside, by calling the step on a lot, the
+random batch of images:
 
     sensitivity   || B step(lot + one image) - B step(lot) ||  <=  C   with sigma = 0, for EVERY lot and image
     noise         B step(lot) - B step(lot, sigma = 0)  ~  N(0, (sigma C)^2 I), fresh in every step, EVERY lot
