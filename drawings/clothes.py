@@ -186,7 +186,10 @@ def _ribbon(p: np.ndarray, width: float) -> np.ndarray:
 
 
 def _draw(text: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A pattern's maps (4, FIELD, FIELD): whole, second piece, accent, lines. And half its width and height."""
+    """The maps of a pattern, and half its width and height.
+
+    Shapes: (4, FIELD, FIELD), which are the whole, the second piece, the accent and the lines; (2,)
+    """
     jitter, swing, taper = rng.uniform(0.05, 0.5), rng.normal(0, 0.1), rng.normal(0, 0.15)
     turn, parts = np.array([[np.cos(swing), -np.sin(swing)], [np.sin(swing), np.cos(swing)]]), []
     for part in filter(str.strip, text.split(";")):

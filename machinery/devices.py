@@ -6,9 +6,9 @@ import torch
 
 
 def pick(name: str) -> torch.device:
-    """"auto" is cuda, else mps, else cpu; any other name is taken at its word.
+    """The device of this name. "auto" is cuda, else mps, else cpu.
 
-    Errors: a device that is not there -> ValueError
+    Errors: a device that is not available -> ValueError
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -25,26 +25,29 @@ def pick(name: str) -> torch.device:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware is made for bfloat16; elsewhere it is slower than float32."""
+    """Whether the hardware is made for bfloat16. On other hardware bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(False)
-    if device.type == "cpu":                                             # a private name: it may be missing
+    if device.type == "cpu":                                             # torch's private name may be missing
         return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return False
 
 
 def kind(device: torch.device) -> dict:
-    """What a gradient's rounding depends on. Ranks have to agree on it: where one image is taken out of the
-    list, all images behind it move to another rank, and must have the same gradients there.
+    """What the rounding of a gradient depends on. All ranks have to agree on it.
+
+    If one image is taken out of the list, all images behind it move to another rank, and they must have the
+    same gradients there.
     """
     return dict(device=device.type, bfloat16=fast_bfloat16(device), torch=torch.__version__,
                 processor=torch.backends.cpu.get_cpu_capability())
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 for a network's forward and backward pass where `fast_bfloat16` says so, else float32.
+    """bfloat16 for the forward and backward pass of a network if `fast_bfloat16` says so, else float32.
 
-    Only what runs inside is affected: losses stay float32, all of dpsgd.py's norms, sums and noise float64.
+    Only what runs inside is affected. Losses stay in float32, and the norms, sums and noise of dpsgd.py in
+    float64.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_bfloat16(device))
 

@@ -536,7 +536,7 @@ def screen_alone(line: str) -> subprocess.CompletedProcess:
     ("PY accountant.py --epsilon 10 > /dev/full", 2, "", "lost (No space left on device); its work is done"),
     ("PYTHONIOENCODING=ascii PY accountant.py", 0, r"R\xe9nyi", ""),
     ("PYTHONIOENCODING=ascii PY accountant.py compose 输.json", 2, "", r"\u8f93.json is not a privacy.json"),
-    ("PY -m machinery.screen 2> >(true) | tail -1", 0, "word 99999 of 100,000", "")])
+    ("PY -m machinery.screen 2> >(true) | tail -1", 0, "line 99999 of 100,000", "")])
 def test_every_program_speaks_into_any_stream(line, code, out, err):
     done = screen_alone(line)
     assert done.returncode == code and "Traceback" not in done.stderr, done
@@ -627,7 +627,7 @@ def test_a_signal_while_samples_are_drawn_ends_the_run_and_resume_finishes_it(nu
         code, _, err = finetune("--out", out, "--seed", 4, picture=True)
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith(f"stopped while the files of {out} were written"), err
-    assert "all 6 steps" in err and "--resume finishes it" in err
+    assert "all 6 steps" in err and "--resume finishes the run" in err
     assert (out / "checkpoint.pt").exists() and not (out / "privacy.json").exists()
     assert finetune("--out", out, "--seed", 4, "--resume", picture=True)[0] == 0
     assert sorted(p.name for p in out.iterdir()) == list(PUBLISHED)
