@@ -4,8 +4,8 @@ This is a KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec
 public images alone and then frozen. ddpm.py, dpsgd.py and the private loop work on latents z exactly as on
 images x, and the guarantee is the same:
 
-    E reads one image at a time. Two sets of images that differ in one image therefore become two sets of
-    latents that differ in one latent, and DP-SGD on the latents has the same (epsilon, delta). The number by
+    E reads one image at a time. Two sets of images that differ by one image therefore become two sets of
+    latents that differ by one latent, and DP-SGD on the latents has the same (epsilon, delta). The number by
     which z is scaled is part of the public file. A scale that is measured on the private images would let
     each image change the latents of all others.
 

@@ -181,7 +181,7 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
     x = torch.randn(shape, device=device, generator=generator)
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)     # the image it thinks it sees
+        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)  # the image that x and noise imply
         noise = (x - a**0.5 * x0) / (1 - a) ** 0.5                        # the noise that agrees with it
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5  # DDIM Eq. 16; 0 at the last step
         x = a_next**0.5 * x0 + max(1 - a_next - sigma**2, 0) ** 0.5 * noise

@@ -1,6 +1,6 @@
 """pld.py -- second opinions on epsilon: a tighter bound, the exact Gaussian, an approximation.
 
-A run relies on the bound of accountant.py, unless it is told to rely on this tighter one (--accountant pld).
+A run relies on the bound of accountant.py, unless it is told to rely on the tighter one here (--accountant pld).
 
   $ python pld.py                                          # five settings, three answers each
   $ python pld.py --q 0.017 --sigma 0.64 --steps 200 --delta 1e-5
@@ -149,7 +149,7 @@ def _z_of(loss, q, sigma, images) -> tuple[np.ndarray, float]:
     for part in np.array_split(np.arange(len(l)), 100):
         table = np.linspace(low, high, 10_000)
         guess = np.interp(l[part], _loss(table, q, sigma, images)[0], table)
-        for _ in range(4):                                               # Newton's: the loss is convex in z
+        for _ in range(4):                                               # Newton's method; the loss is convex
             value, slope = _loss(guess, q, sigma, images)
             guess = np.clip(guess - (value - l[part]) / np.maximum(slope, 1e-300), low, high)
         inside = (low < guess) & (guess < high)

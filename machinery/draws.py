@@ -1,10 +1,10 @@
 """draws.py -- random numbers that belong to one image: functions of (key, step, image) and of nothing else.
 
-t, the diffusion noise and the choice of dropped labels are not the privacy noise, and they are not secret. If
-they were drawn one after another for a whole lot, however, an image that joins would change the numbers of
-every image behind it. To an attacker who knows the numbers, that image moves the sum by many C. Here the
-numbers of the other images do not change: even for somebody who knows ALL of them, one image moves the sum by
-at most C.
+The values of t, the diffusion noise and the choice of dropped labels are not the privacy noise, and they are
+not secret. If they were drawn one after another for a whole lot, however, an image that joins would change
+the numbers of every image behind it. To an attacker who knows the numbers, that image moves the sum by many
+C. Here the numbers of the other images do not change: even for somebody who knows ALL of them, one image
+moves the sum by at most C.
 
 An image is identified by a hash of its bytes. Its place in the data would change when an image before it is
 taken out, and its latent is the same only up to rounding.

@@ -185,7 +185,8 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, cha
         if files:
             note(f"left out ({why}): {few(files)}")
     if twice:
-        note(f"exact copies of other files: {len(twice)}; each counts as an image of its own: {few(twice)}")
+        note(f"exact copies of other files, {len(twice)} of them; each counts as an image of its own: "
+             f"{few(twice)}")
     if doubts:
         note(f"read with a warning: {few(doubts)}")
     if refused:

@@ -31,7 +31,7 @@ def all_refused(refused: list[Refused]) -> ValueError:
     """One error that names them all."""
     if len(refused) == 1:
         return refused[0]
-    more = ", and no more were read" if len(refused) == MOST else ""
+    more = ", and no further one was read" if len(refused) == MOST else ""
     which = [f"{e.file} {e.why}" for e in refused]
     cures = sorted({e.cure.replace(" it", " them") for e in refused})
     return ValueError(f"{len(refused)} pictures are refused{more}: " + "; ".join(which + cures))
@@ -78,7 +78,7 @@ def read(file: Path, channels: int, white: int) -> tuple:
             raise ValueError(f"colour of 16 bits, of which only the upper 8 can be read here, too few for "
                              f"--white {white}; save it with 8 bits")
         elif ";16" in packed and 4 * np.asarray(image.convert("RGB")).max() <= 255:
-            warnings.warn("colour of 16 bits, of whose range at most a quarter is used, so it will be dark; "
+            warnings.warn("colour of 16 bits, at most a quarter of their range is used, so it will be dark; "
                           "if its device writes 12 or 14 bits, save it with 8")
         elif image.mode == "F":
             raise ValueError("floating-point grey levels, whose white is unknown; save it with 8 or 16 bits")
