@@ -1,6 +1,7 @@
 """pld.py -- second opinions on epsilon: a tighter bound, the exact Gaussian, an approximation.
 
-A run relies on the bound of accountant.py, unless it is told to rely on the tighter one here (--accountant pld).
+A run relies on the bound of accountant.py, unless it is told to rely on the tighter one here (--accountant
+pld).
 
   $ python pld.py                                          # five settings, three answers each
   $ python pld.py --q 0.017 --sigma 0.64 --steps 200 --delta 1e-5

@@ -1,9 +1,9 @@
 """secret.py -- random numbers that nobody can predict: the privacy noise and the coins of the Poisson lots.
 
 Every random number that must stay secret comes from SHAKE-256 (FIPS 202), applied to a 256-bit key, the
-purpose of the number and the step. Somebody who knows every released number but not the key can tell these numbers from
-truly random ones only by breaking SHAKE-256 or by trying 2^256 keys. torch's own generator does not have this
-property: 624 of its outputs determine all others.
+purpose of the number and the step. Somebody who knows every released number but not the key can tell these
+numbers from truly random ones only by breaking SHAKE-256 or by trying 2^256 keys. torch's own generator does
+not have this property: 624 of its outputs determine all others.
 
     bytes = SHAKE-256( key | purpose, 16 bytes | step, 8 bytes )
 
