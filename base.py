@@ -96,7 +96,8 @@ def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
 
 
 if __name__ == "__main__":
-    for path in sorted(data.ASSETS.glob("*.pt")):
+    for name in ("base", "base-clothes", "photos", "smears"):
+        path = data.ASSETS / f"{name}.pt"
         model, coder, sha256 = load(path)
         where = "pixels" if coder is None else f"latents of {coder.f} x {coder.f} pixels each"
         print(f"{path.name:<18} {sum(p.numel() for p in model.parameters()):>9,} weights, works in {where}; "

@@ -230,7 +230,7 @@ def pretrain(s: Settings) -> None:
             if model.classes is not None:
                 labels[replaced] = model.classes
         t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=law.law)
-        with devices.autocast(device):
+        with devices.autocast(device, model):
             return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
                              weight=law.weight).mean()
 
@@ -291,7 +291,7 @@ def train_autoencoder(s: Settings) -> None:
         pieces = torch.where(mirrored[:, None, None, None], pieces.flip(3), pieces)
         small = s.crop // model.f
         noise = torch.randn(s.batch, model.latent_channels, small, small, generator=generator)
-        with devices.autocast(device):
+        with devices.autocast(device, model):
             return autoencoder.loss(model, pieces, noise.to(device), KL_WEIGHT).mean()
 
     print(f"autoencoder on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")

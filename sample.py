@@ -47,7 +47,7 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
         for start in range(0, n, batch):
             size = (min(batch, n - start), *inner)
             part = None if labels is None else labels[start:start + size[0]].to(device)
-            with devices.autocast(device):
+            with devices.autocast(device, run.model):
                 x = how.draw(run.model, part, size, generator, limit)
             x = data.to_uint8(x) if run.coder is None else autoencoder.to_images(run.coder, x, run.shape)
             x = x.cpu()

@@ -38,7 +38,8 @@ from support.runs import Run
 
 EMA_DECAY = 0.95             # of the adapter's running average, per step: it remembers about 20 of 110 steps
 DROP = 0.1                   # share of labels replaced by the null class, so that guidance has one
-CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT}     # --help and `check` follow
+CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT,
+           "precision": devices.PRECISIONS}                              # --help and `check` follow these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,14 @@ class Settings:
     B: int = 512                 # expected batch size, images; sampling rate q = B/N
     steps: int = 110             # T, optimiser steps, one use of the private data each
     C: float = 0.003             # clipping norm of one image's gradient, in gradient units
-    K: int = 2                   # noise multiplicity: draws of (t, noise) averaged inside one image's loss
+    K: int = 1                   # noise multiplicity: draws of (t, noise) averaged inside one image's loss
     draws: str = "paper"         # how t is drawn and weighted, see ddpm.DRAWS
     train: str = "lora"          # which layers: lora is the paper's, attention DP-LDM's
     rank: int = 16               # LoRA rank r; lora_alpha = r, so that the update is B A
     lr: float = 2e-2             # learning rate of Adam at the first step, falling linearly to 0
     chunk: int = 128             # images times draws per backward pass: memory; same result up to rounding
     device: str = "auto"         # auto, cuda, mps or cpu
+    precision: str = "auto"      # of the network: bfloat16 or float32; auto: see machinery/devices.py
     seed: int | None = None      # reproducible, NOT private (default: randomness of the operating system)
     peek: int = 0                # steps between strips of samples in the run's folder (free); 0: none
     resume: bool = False         # go on from the checkpoint in --out
@@ -121,7 +123,7 @@ def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
     def losses(params, x0, labels, t, noise):                            # (n,): mean of K draws
         def network(*args):
             return torch.func.functional_call(model, (params, frozen), args)
-        with devices.autocast(x0.device):
+        with devices.autocast(x0.device, model, s.precision):
             return ddpm.loss(network, x0, labels, t, noise, weight=ddpm.DRAWS[s.draws].weight)
     if s.train in lora.TARGETS:
         return functools.partial(dpsgd.per_sample_grads_by_copies, losses)   # one backward pass: faster
@@ -133,8 +135,8 @@ def finetune(s: Settings) -> None:
     rank, ranks, device = distributed.start(devices.pick(s.device))
     if s.seed is not None:
         torch.manual_seed(s.seed)                                # of the factors A; all else has generators
-    run = runs.begin(s)                                          # the public base and an adapter
-    model = run.model.to(device)
+    run = runs.begin(s, device)                                  # the public base and an adapter
+    s, model = run.settings, run.model.to(device)
     trainable, frozen = lora.split(model)                        # all that private data can touch; the rest
 
     # the plan: every constant is public and fixed before the first private image is read

@@ -158,7 +158,7 @@ def real_runner(device: torch.device) -> Callable:
 
     def run(cell: dict) -> dict:
         what, describe, start = cell["train"], lora.describe, time.time()
-        how = ddpm.Sampling(steps=cell["sample_steps"])
+        how = ddpm.Sampling("ddim", cell["sample_steps"])
 
         def scaled(what: str, rank: int, alpha: float, conditional: bool) -> dict:
             """lora_alpha = 16 at every rank, as in all rows; no class embedding where BARE says so."""
@@ -214,7 +214,7 @@ def groups(rows: list[dict], name: str) -> list[list[dict]]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown for docs/claims.md: a table per experiment and way of judging, mean ± spread over seeds."""
+    """Markdown for docs/results.md: a table per experiment and way of judging, mean ± spread over seeds."""
     text, last = [], None
     figures = "trained weights,sigma,recognised %,CNN accuracy %,classifier-FID,seconds,n".split(",")
     for g in (g for name in SHOWN for g in groups(sorted(rows, key=lambda row: row["scale"]), name)):

@@ -1,6 +1,6 @@
 """denoising.py -- how well does a run's adapter denoise real test images, t by t?
 
-The cheapest way to compare settings; docs/tuning.md says what was chosen by it. NOT PRIVATE: it reads real
+The cheapest way to compare settings; docs/recipes.md says what was chosen by it. NOT PRIVATE: it reads real
 images.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
@@ -34,7 +34,7 @@ def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: in
         noise = torch.randn((len(x0), 1, *x0.shape[1:]), generator=generator)                  # K = 1
         times = torch.full((len(x0), 1), t)
         parts = zip(*(part.split(batch) for part in (x0, labels, times, noise)))
-        with devices.autocast(x0.device):
+        with devices.autocast(x0.device, model):
             losses.append(torch.cat([ddpm.loss(model, *part) for part in parts]).mean().item())
     return losses
 

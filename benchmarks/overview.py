@@ -1,4 +1,4 @@
-"""overview.py -- the pictures of README and docs/colour.md: public base | private model | real images.
+"""overview.py -- the pictures of README and docs/results.md: public base | private model | real images.
 
 Both models draw from the same noise with the same sampler. The real images are the first test images of each
 class: they were not trained on, and nothing is chosen by eye.
@@ -51,7 +51,7 @@ def panel(images: Tensor, zoom: int) -> Image.Image:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data-dir", help="the folder that holds Fashion-MNIST, or gets it (default: datasets)")
-    p.add_argument("--colour", action="store_true", help="the picture of docs/colour.md")
+    p.add_argument("--colour", action="store_true", help="the picture of blood cells in docs/results.md")
     a = p.parse_args()
     zoom, rows = 1 if a.colour else SCALE, []
     for name, run in COLOUR if a.colour else GREY:

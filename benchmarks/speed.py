@@ -66,9 +66,8 @@ def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, wha
 
 
 def precision_of(device) -> str:
-    """What train.py computes in on this device: bfloat16 where the hardware is made for it."""
-    with devices.autocast(device):
-        return "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
+    """What train.py computes in on this device, in the UNet for grey images."""
+    return devices.precision(device, unet.UNet())
 
 
 def losses_of(model, frozen, device, precision: str, compiled: bool = False):
@@ -297,7 +296,7 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
     say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
     run, m = runs.load(ROOT / "assets" / "mnist-eps10", public=True), min(1000, 4 * n)
     run.model.to(device)
-    how = ddpm.Sampling(steps=50, guidance=0.0)
+    how = ddpm.Sampling("ddim", 50, guidance=0.0)
     generate = lambda: sample.generate(run, sample.trained_classes(run, m), m, how, quiet=True)
     say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
     seconds = None

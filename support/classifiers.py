@@ -73,7 +73,7 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
         bar = screen.bar(lots, desc or "", "step", wanted=desc is not None, total=steps)
         for step, lot in enumerate(bar):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-            with devices.autocast(device):
+            with devices.autocast(device, net):
                 loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
             optimizer.zero_grad()
             loss.backward()

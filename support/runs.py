@@ -20,7 +20,7 @@ import base
 import data
 import lora
 import unet
-from machinery import checkpoint, draws, folders, screen
+from machinery import checkpoint, devices, draws, folders, screen
 from support import classes
 
 # settings that stay with the curator: how a run went may tell how large its lots were; places are nobody's
@@ -40,7 +40,7 @@ class Run:
     shape: tuple[int, int, int] | None = None    # (C, H, W) of an image
 
 
-def begin(settings) -> Run:
+def begin(settings, device: torch.device) -> Run:
     """The run that train.Settings describe: a public base, frozen, with an adapter that changes nothing yet.
 
     Errors: no such base, classes that do not fit it, an adapter that matches no layer -> ValueError
@@ -51,6 +51,7 @@ def begin(settings) -> Run:
     if coder is not None and model.classes is not None:
         lora.new_classes(model, declared["classes"], s.start)
     adapted = lora.attach(model, adapter(s, model))
+    s = dataclasses.replace(s, precision=devices.precision(device, model, s.precision))      # no longer auto
     return Run(s, model, coder, sha256, declared.get("classes"), declared.get("labels"), adapted)
 
 

@@ -20,6 +20,7 @@ import train
 import unet
 from conftest import ROOT
 from machinery import flags
+from support import recipes
 from test_settings import paper
 
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
@@ -41,8 +42,8 @@ def join_lines(code):
 
 
 TEXT = {path: unwrapped(path.read_text()) for path in DOCUMENTS}
-README, CLAIMS, TUNING, RESULTS, BASE = (TEXT[ROOT / name] for name in (
-    "README.md", "docs/claims.md", "docs/tuning.md", "docs/results.md", "docs/base.md"))
+README, RECIPES, RESULTS, BASE = (TEXT[ROOT / name] for name in (
+    "README.md", "docs/recipes.md", "docs/results.md", "docs/bases.md"))
 
 
 @functools.cache
@@ -149,7 +150,7 @@ def test_the_price_of_the_published_multiplicity_is_the_accountants(name, K):
     p = paper(name)
     sigma = accountant.calibrate(10, p.delta, p.B / p.N, p.steps)
     broken = accountant.epsilon(p.B / p.N, sigma / K, p.steps, p.delta)[0]
-    assert f"| {K} | {sigma:.3f} | {broken:.0f} | {sigma * K:.2f} |" in CLAIMS
+    assert f"| {K} | {sigma:.3f} | {broken:.0f} | {sigma * K:.2f} |" in RESULTS
 
 
 @pytest.mark.parametrize("epsilon", [1, 10])
@@ -160,29 +161,58 @@ def test_the_table_of_lots_and_draws_is_the_accountants(epsilon):
         B = round(650_000 / 150 / K)
         sigma = accountant.calibrate(epsilon, 1e-5, B / 60_000, 150)
         row.append(f"{(K * 150) ** 0.5 * B / sigma / 1e3:.1f}")
-    found = re.search(rf"^\| epsilon = {epsilon} \|(.*)\|$", TUNING, re.M)[1]
+    found = re.search(rf"^\| epsilon = {epsilon} \|(.*)\|$", RECIPES, re.M)[1]
     assert [cell.strip(" *") for cell in found.split("|")] == row
+
+
+def cells(line):
+    """A row of a Markdown table: its cells, without bold letters."""
+    return [cell.strip() for cell in line.replace("**", "").strip("|").split("|")]
+
+
+def result(name):
+    """The cells of the row of results.md for such images: "MNIST, epsilon = 1", adapter or not."""
+    return cells(re.search(rf"^\| {re.escape(name)}(?:: `[\w-]+`)? \|.*$", RESULTS, re.M)[0])
 
 
 def test_readmes_results_are_those_of_the_results_page():
     rows = re.findall(r"^\| (\S*MNIST, epsilon = \d+) \| ([\d.]+%) \| ([\d.]*) ?\| (.*) \|$", README, re.M)
     assert len(rows) == 4
-    for name, accuracy, fid, published in rows:
-        row = re.search(rf"^\| {name} \|.*$", RESULTS, re.M)[0].replace("**", "")
-        accuracy_cell, _, fid_cell, published_cell = [cell.strip() for cell in row.split("|")][5:9]
-        assert (accuracy_cell, fid_cell, published_cell) == (accuracy, fid, published)
+    for name, *figures in rows:
+        assert result(name)[2:5] == figures, name
 
 
-@pytest.mark.parametrize("name", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1"])
+def test_the_headline_figures_of_the_results_page_are_those_of_its_sections():
+    lines = re.search(r"^\| private images \|.*\n\n", RESULTS, re.M | re.S)[0].split("\n\n")[0].splitlines()
+    columns, rows = cells(lines[0])[1:-1], [cells(line) for line in lines[2:]]
+    assert len(rows) == 5 and columns[0] == "public base alone"
+    for what, *figures, _ in rows:
+        for column, figure in zip(columns, figures, strict=True):
+            name = f"{what.removesuffix(' (FID)')}, {column}"
+            assert figure == "–" or figure in result(name), name
+
+
+@pytest.mark.parametrize("name", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1",
+                                  "cells-eps10", "cells-eps1", "cifar10-eps10", "cifar10-eps1"])
 def test_the_documented_command_is_the_shipped_runs(name):
     """Every flag that results.md gives, and every default that it leaves, is what config.json says."""
     command = re.search(rf"^python train.py (.* --out runs/{name})$", RESULTS, re.M)[1]
-    settings = flags.parse(train.Settings, 'train.py', train.__doc__, shlex.split(command))
+    settings = flags.parse(train.Settings, "train.py", train.__doc__, shlex.split(command), recipes.of)
     wanted = dataclasses.asdict(train.check(settings))
+    wanted["data"] = wanted["data"].partition(":")[0]                    # a published folder names no place
     used = json.loads((ROOT / "assets" / name / "config.json").read_text())
     free = {"device", "data_dir", "out", "chunk", "peek", "resume", "classes"}   # of the machine, or the data
     for setting in (wanted.keys() & used.keys()) - free:
         assert wanted[setting] == used[setting], setting
+
+
+@pytest.mark.parametrize("run", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1", "cells-eps10",
+                                 "cells-eps1", "cifar10-eps10", "cifar10-eps1"])
+def test_the_table_of_recipes_is_what_the_shipped_runs_used(run):
+    used = json.loads((ROOT / "assets" / run / "config.json").read_text())
+    said = re.search(rf"^\| `{run}` \| (.*) \|$", RECIPES, re.M)[1].replace("`", "").split(" | ")
+    assert said == [f"{used[name]}" for name in ("train", "draws", "lr", "B", "K", "steps")]
+    assert (used["rank"], used["C"]) == (16, 0.003)
 
 
 def test_no_figure_was_left_to_fill_in():

@@ -23,7 +23,8 @@ from machinery import flags
 from support import recipes
 
 PIXELS = np.random.default_rng(0)
-PAGE = (ROOT / "docs" / "settings.md").read_text().replace("\\\n", " ")
+RECIPES = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", " ")
+PAGE = RECIPES.partition("\n## The paper's own settings\n")[2]
 TABLE = [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| ")]
 ROWS = [[cell.strip() for cell in row] for row in TABLE[2:]]
 COMMANDS = re.findall(r"^python train.py (.*)$", PAGE, re.M)
