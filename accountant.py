@@ -6,7 +6,7 @@ steps, and Prop. 12 of Canonne, Kamath, Steinke 2020 converts them to epsilon. N
 by one example, added or removed. All figures are upper bounds.
 
   $ python accountant.py                                                  # epsilon against steps
-  $ python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200  # the noise: sigma = 0.546534
+  $ python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200  # the noise: sigma = 0.5465344
   $ python accountant.py --sigma 0.64 --delta 1e-5 --q 0.017 --steps 200  # epsilon = 6.40872
   $ python accountant.py compose A/privacy.json B/privacy.json            # two runs on the same images
   $ python pld.py                                                         # a tighter bound beside this one
@@ -200,7 +200,7 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, cost: Callable
     cost:      (q, sigma, steps, delta) -> epsilon, the bound to rely on; pld.pld_epsilon is a tighter one
     Guarantee: the epsilon of the returned sigma was computed, and it is at most the target
     Errors:    epsilon <= 0, or too small for any sigma -> ValueError; else as `epsilon`
-    Example:   epsilon=10, delta=1e-5, q=.017, steps=200 -> 0.546534
+    Example:   epsilon=10, delta=1e-5, q=.017, steps=200 -> 0.5465344
     """
     check(epsilon=epsilon, delta=delta, q=q, steps=steps)
     if steps == 0:
