@@ -1,14 +1,15 @@
-"""accountant.py -- (q, sigma, steps, delta) to epsilon, and back.
+"""accountant.py -- from (q, sigma, steps, delta) to epsilon, and back.
 
-The sampled Gaussian mechanism: each step sums over a Poisson sample of rate q and adds noise sigma * C.
-Rényi accounting (Mironov, Talwar, Zhang 2019), converted by Canonne, Kamath, Steinke 2020, Prop. 12.
-Neighbours differ by one example, added or removed. All figures are upper bounds.
+The mechanism is the sampled Gaussian: each step sums over a Poisson sample with sampling rate q and adds
+noise of standard deviation sigma * C. Its Rényi divergences (Mironov, Talwar, Zhang 2019) add up over the
+steps, and Prop. 12 of Canonne, Kamath, Steinke 2020 converts them to epsilon. Neighbouring data sets differ
+by one example, added or removed. All figures are upper bounds.
 
   $ python accountant.py                                                  # epsilon against steps
-  $ python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200  # the noise: sigma = 0.546534
+  $ python accountant.py --epsilon 10 --delta 1e-5 --q 0.017 --steps 200  # the noise: sigma = 0.5465344
   $ python accountant.py --sigma 0.64 --delta 1e-5 --q 0.017 --steps 200  # epsilon = 6.40872
   $ python accountant.py compose A/privacy.json B/privacy.json            # two runs on the same images
-  $ python pld.py                                               # beside a tighter bound
+  $ python pld.py                                                         # a tighter bound beside this one
 """
 import json
 import math
@@ -22,23 +23,24 @@ from scipy.special import logsumexp
 from machinery import screen
 
 # -----------------------------------------------------------------------------
-# 0. all of it in its simplest correct form, to be read first; a test holds the rest of the file against it
+# 0. the whole of it in its simplest correct form, to be read first; a test compares the rest with it
 
 
 def epsilon_in_short(q: float, sigma: float, steps: int, delta: float) -> float:
-    """Epsilon by whole orders 2 to 256 alone, where A_a is a finite sum.
+    """Epsilon from the whole orders 2 to 256 alone, for which A_a is a finite sum.
 
         A_a = sum_k (a choose k) (1 - q)^(a - k) q^k exp((k^2 - k) / (2 sigma^2))
 
-    Source:  Mironov, Talwar, Zhang 2019, Sec. 3.3, whole orders; to epsilon: see `to_epsilon`
-    Example: q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 7.330, as `epsilon` to 3 digits. It needs 0 < q < 1
+    It needs 0 < q < 1 and sigma > 0.
+    Source:  Mironov, Talwar, Zhang 2019, Sec. 3.3; the conversion to epsilon is that of `to_epsilon`
+    Example: q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 7.330, as `epsilon` to 3 digits
     """
     epsilons = []
     for a in range(2, 257):
         k = np.arange(a + 1)
         choose = np.array([math.lgamma(a + 1) - math.lgamma(i + 1) - math.lgamma(a - i + 1) for i in k])
         log_A = logsumexp(choose + (a - k) * math.log1p(-q) + k * math.log(q) + (k * k - k) / (2 * sigma**2))
-        rdp_a = log_A / (a - 1)                                          # of one step; steps add up
+        rdp_a = log_A / (a - 1)                                          # of one step; the steps add up
         epsilons.append(steps * rdp_a + math.log((a - 1) / a) - math.log(delta * a) / (a - 1))
     return min(epsilons)
 
@@ -46,7 +48,7 @@ def epsilon_in_short(q: float, sigma: float, steps: int, delta: float) -> float:
 # -----------------------------------------------------------------------------
 # 1. one step: the Rényi divergence of the sampled Gaussian, at every real order
 
-MAX_NODES = 2**17            # of one integral; sigma = 0.2 needs more from order 1700, 1 from order 20,000
+MAX_NODES = 2**17            # of one integral; sigma = 0.2 needs more from order 1700, sigma = 1 from 20,000
 
 
 def rdp(q: float, sigma: float, orders) -> np.ndarray:
@@ -54,12 +56,13 @@ def rdp(q: float, sigma: float, orders) -> np.ndarray:
 
         A_a = E_{z ~ N(0, sigma^2)} [ (1 + x)^a ],   1 + x = 1 - q + q exp((2z - 1) / (2 sigma^2))
 
-    Removing the example is the worse direction (ibid., Thm 5), so this covers adding it, too.
+    This is for removing the example. It is the worse direction (ibid., Thm 5), so the result also covers
+    adding it.
     Shapes:    orders: array-like of reals > 1 -> array of the same shape
     Units:     q: sampling rate; sigma: noise / sensitivity; both without unit. The result is in nats
-    Guarantee: n steps have RDP n * rdp(...): composition adds, at each order by itself
+    Guarantee: n steps have RDP n * rdp(...), because composition adds up the RDP at each order
     Errors:    q outside [0, 1], sigma < 0 or an order <= 1 -> ValueError; sigma = 0 -> inf, q = 0 -> 0
-    Example:   q=1, sigma=2, orders [8] -> [1.0], as for the Gaussian, a / (2 sigma^2)
+    Example:   q=1, sigma=2, orders [8] -> [1.0], which is a / (2 sigma^2), the Gaussian without sampling
     """
     orders = np.asarray(orders, dtype=float)
     check(sigma=sigma)
@@ -79,10 +82,12 @@ def rdp(q: float, sigma: float, orders) -> np.ndarray:
 def _log_A(q: float, sigma: float, a: float) -> float:
     """log A_a by the trapezoid rule over z in [-14 sigma, a + 14 sigma], for every real a > 1.
 
-    E[x] = 0, so A_a - 1 = E[(1 + x)^a - 1 - a x]. By Bernoulli's inequality no value of that is negative:
-    the sum cannot cancel, and a tiny divergence is as accurate as a large one, even times 10^7 steps.
-    The rule's error is like exp(-2 pi d / step), d = pi sigma^2 being the distance of the logarithm's
-    branch point from the real axis: at a step of sigma^2 / 3 it is far below float64's precision.
+    E[x] = 0, so A_a - 1 = E[(1 + x)^a - 1 - a x]. By Bernoulli's inequality no value of this integrand is
+    negative, so the sum cannot cancel. A tiny divergence is therefore as accurate as a large one, even when
+    10^7 steps multiply it.
+    The error of the rule behaves like exp(-2 pi d / step), where d = pi sigma^2 is the distance of the
+    logarithm's branch point from the real axis. At a step of sigma^2 / 3 it is far below the precision of
+    float64.
     """
     step = min(sigma, 2 * sigma**2) / 6
     if (a + 28 * sigma) / step > MAX_NODES:          # almost no noise: the unsampled Gaussian is a bound
@@ -92,7 +97,7 @@ def _log_A(q: float, sigma: float, a: float) -> float:
     x = q * np.expm1(np.minimum(u, 600))             # exp overflows at 709; log(1 + x) is linear from here on
     y = a * (np.log1p(x) + np.maximum(u - 600, 0))   # log (1 + x)^a
 
-    small = np.abs(a * x) < 0.01                     # here the difference cancels: its series from x^2 on
+    small = np.abs(a * x) < 0.01                     # here the difference would cancel: use its series
     s = np.where(small, x, 0)
     series = 1 + (a - 2) / 3 * s * (1 + (a - 3) / 4 * s * (1 + (a - 4) / 5 * s * (1 + (a - 5) / 6 * s)))
     series = a * (a - 1) / 2 * s**2 * series
@@ -108,7 +113,7 @@ def _log_A(q: float, sigma: float, a: float) -> float:
 # -----------------------------------------------------------------------------
 # 2. many steps: compose, convert, search
 
-LOG_ORDER = (math.log(1e-3), math.log(1e6))          # the orders searched, as log(a - 1)
+LOG_ORDER = (math.log(1e-3), math.log(1e6))          # the range of orders to search, as log(a - 1)
 
 
 def to_epsilon(rdp_total, orders, delta: float) -> tuple[float, float]:
@@ -136,7 +141,7 @@ def _convert(rdp_total, a, delta):
 
 
 def epsilon(q: float, sigma: float, steps: int, delta: float) -> tuple[float, float]:
-    """(epsilon, best order) after `steps` steps of the sampled Gaussian: (epsilon, delta)-DP.
+    """(epsilon, best order), where `steps` steps of the sampled Gaussian are (epsilon, delta)-DP.
 
     Errors:  q outside (0, 1], sigma < 0, steps < 0 or not whole, delta outside (0, 1) -> ValueError;
              sigma = 0 -> (inf, nan); steps = 0 -> (0, nan); a best order at the range's edge -> a warning
@@ -150,16 +155,16 @@ def epsilon(q: float, sigma: float, steps: int, delta: float) -> tuple[float, fl
     spent, order = _search([(q, sigma, steps)], delta)
     low, high = np.exp(LOG_ORDER)
     if spent > 0 and not 1.01 * low < order - 1 < 0.99 * high:
-        warnings.warn(f"the best order, {order:.6g}, is at the edge of the range searched: epsilon = "
-                      f"{spent:.4g} holds but is loose; take less or more noise, or another delta",
+        warnings.warn(f"the best order, {order:.6g}, is at the edge of the range searched, so epsilon = "
+                      f"{spent:.4g} is a valid but loose bound; change the noise multiplier or delta",
                       stacklevel=2)
     return spent, order
 
 
 def composed_epsilon(runs: list[tuple[float, float, int]], delta: float) -> float:
-    """Epsilon of several runs (q, sigma, steps) on the same images, all published: RDP adds, order by order.
+    """Epsilon of several published runs (q, sigma, steps) on the same images. RDP adds up at each order.
 
-    Errors:  as `epsilon`; no noise in one of them -> inf
+    Errors:  as `epsilon`; a run without noise -> inf
     Example: two runs of (.068267, .817942, 200), each 11.20 at delta=1e-5 -> 15.72
     """
     for q, sigma, steps in runs:
@@ -168,9 +173,10 @@ def composed_epsilon(runs: list[tuple[float, float, int]], delta: float) -> floa
 
 
 def _search(runs, delta) -> tuple[float, float]:
-    """The best order by a line search instead of a grid. Any is valid: stopping early is loose, never unsafe.
+    """(epsilon, best order), found by a line search over the orders.
 
-    (a - 1) times the expression in `to_epsilon` is convex in a, so the expression has one valley.
+    Every order gives a valid bound, so a search that stops early gives a loose bound and never a wrong one.
+    (a - 1) times the expression in `to_epsilon` is convex in a, so the expression has one minimum.
     """
     def total(a: float) -> np.ndarray:
         return sum(steps * rdp(q, sigma, [a]) for q, sigma, steps in runs)
@@ -184,23 +190,23 @@ def _search(runs, delta) -> tuple[float, float]:
 
 
 def rdp_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
-    """`epsilon` without its order and its checks."""
+    """Like `epsilon`, but without the best order and without checks."""
     return _search([(q, sigma, steps)], delta)[0]
 
 
 def calibrate(epsilon: float, delta: float, q: float, steps: int, cost: Callable = rdp_epsilon) -> float:
-    """The smallest sigma (to 1 part in 10^5) whose `steps` steps cost at most the given epsilon.
+    """The smallest sigma (to 1 part in 10^5) with which `steps` steps cost at most the given epsilon.
 
-    cost:      (q, sigma, steps, delta) -> epsilon, the bound that is relied on; pld.pld_epsilon is tighter
-    Guarantee: the sigma returned was itself checked: its epsilon is <= the target, never a hair above
-    Errors:    epsilon <= 0, and as `epsilon` -> ValueError; too small for any sigma -> ValueError
-    Example:   epsilon=10, delta=1e-5, q=.017, steps=200 -> 0.546534
+    cost:      (q, sigma, steps, delta) -> epsilon, the bound to rely on; pld.pld_epsilon is a tighter one
+    Guarantee: the epsilon of the returned sigma was computed, and it is at most the target
+    Errors:    epsilon <= 0, or too small for any sigma -> ValueError; else as `epsilon`
+    Example:   epsilon=10, delta=1e-5, q=.017, steps=200 -> 0.5465344
     """
     check(epsilon=epsilon, delta=delta, q=q, steps=steps)
     if steps == 0:
         return 0.0
 
-    def gap(log_sigma: float) -> float:                                  # > 0: over the target
+    def gap(log_sigma: float) -> float:                                  # > 0: above the target
         spent = cost(q, math.exp(log_sigma), steps, delta)
         return math.log(min(max(spent / epsilon, 0.01), 1e9))
 
@@ -209,8 +215,8 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, cost: Callable
     while gap(end) * way > 0:
         end += way
         if end > 40:
-            raise ValueError(f"epsilon = {epsilon} cannot be shown at delta = {delta} with any noise: "
-                             f"ask for more")
+            raise ValueError(f"epsilon = {epsilon} cannot be shown at delta = {delta} with any noise; "
+                             f"ask for more epsilon, or for a larger delta")
     sigma = math.exp(brentq(gap, end - way, end, xtol=1e-6))
     while cost(q, sigma, steps, delta) > epsilon:                        # brentq may stop on either side
         sigma *= 1 + 2e-6
@@ -221,9 +227,9 @@ LEAST_DELTA = 1e-300         # float64 has full precision down to 2e-308
 
 
 def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
-    """ValueError, in plain words, for a number that has no meaning; NaN never has one."""
+    """Raise ValueError for a number that has no meaning; NaN never has one."""
     if not 0 < q <= 1:
-        raise ValueError(f"q = {q}, expected a sampling rate above 0, at most 1")
+        raise ValueError(f"q = {q}, expected a sampling rate above 0 and at most 1")
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma = {sigma}, expected a finite noise multiplier >= 0")
     if not (steps >= 0 and float(steps).is_integer()):
@@ -239,7 +245,10 @@ def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
 
 
 def read_run(path: str) -> tuple[float, float, int]:
-    """(q, sigma, steps) of a privacy.json.   Errors: anything else, or a run without privacy -> ValueError"""
+    """(q, sigma, steps) from a privacy.json, the privacy report of a run.
+
+    Errors: another file, or a run without privacy -> ValueError
+    """
     try:
         with open(path) as f:
             facts = json.load(f)
@@ -249,23 +258,23 @@ def read_run(path: str) -> tuple[float, float, int]:
         raise ValueError(f"{path} is not a privacy.json ({screen.cause(error)}); expected one that "
                          f"train.py wrote") from None
     if not private:
-        raise ValueError(f"{path} is of a run without privacy (--seed or --epsilon inf): no epsilon covers "
-                         f"it, nor other runs together with it; expected private ones")
+        raise ValueError(f"{path} is of a run without privacy (--seed or --epsilon inf), so no epsilon "
+                         f"covers it, alone or together with other runs; expected private runs only")
     return run
 
 
 def compose(paths: list[str], delta: float) -> None:
-    """Print what several privacy.json cost together."""
+    """Print what the runs of several privacy reports cost together."""
     runs = [read_run(path) for path in paths]
     print(f"{'run':<40} {'epsilon by RDP':>14}   at delta = {delta:g}")
     for path, run in zip(paths, runs):
         print(f"{path:<40} {composed_epsilon([run], delta):>14.4f}")
     print(f"{'all of them, on the same images':<40} {composed_epsilon(runs, delta):>14.4f}")
-    print("tighter: python pld.py, with the same files")
+    print("python pld.py, with the same files, gives a tighter bound")
 
 
 def show_table(q: float, steps: int, delta: float) -> None:
-    """Epsilon against steps, with the noise that keeps epsilon = 10 after `steps` of them."""
+    """Print epsilon against steps, with the noise that keeps epsilon = 10 after `steps` of them."""
     sigma = calibrate(10.0, delta, q, steps)
     print(f"q = {q:.6g}, sigma = {sigma:.6g}, delta = {delta:g}: epsilon = 10 after {steps} steps. "
           f"Epsilon grows more slowly than the steps")
@@ -279,15 +288,15 @@ def show_table(q: float, steps: int, delta: float) -> None:
 def main() -> None:
     parser = screen.Parser(__doc__)
     goal = parser.add_mutually_exclusive_group()
-    goal.add_argument("--epsilon", type=float, help="the budget: prints the noise multiplier that keeps it")
-    goal.add_argument("--sigma", type=float, help="the noise multiplier: prints the epsilon it costs")
-    parser.add_argument("--delta", type=float, default=1e-5, help="a probability")
-    parser.add_argument("--q", type=float, default=512 / 60_000, help="sampling rate B/N")
-    parser.add_argument("--steps", type=int, default=110, help="steps of one run")
+    goal.add_argument("--epsilon", type=float, help="the budget; prints the noise multiplier that keeps it")
+    goal.add_argument("--sigma", type=float, help="the noise multiplier; prints the epsilon that it costs")
+    parser.add_argument("--delta", type=float, default=1e-5, help="the delta of (epsilon, delta)")
+    parser.add_argument("--q", type=float, default=512 / 60_000, help="the sampling rate B/N")
+    parser.add_argument("--steps", type=int, default=110, help="the number of steps of one run")
     parser.add_argument("compose", nargs="*", metavar="compose A/privacy.json B/privacy.json",
-                        help="what several runs on the same images cost together")
+                        help="prints what several runs on the same images cost together")
     a = parser.parse_args()
-    with screen.one_line(parser.prog, "no more can be lowered"):
+    with screen.one_line(parser.prog, "close other programs"):
         if a.compose:
             if a.compose[0] != "compose" or len(a.compose) < 2:
                 raise ValueError(f"{a.compose[0]}: expected compose A/privacy.json B/privacy.json ...")

@@ -1,12 +1,13 @@
-"""autoencoder.py -- a smaller space to diffuse in: x -> z = E(x), 16 times fewer positions; and back, D(z).
+"""autoencoder.py -- a smaller space to diffuse in: z = E(x) has 16 times fewer positions; D(z) leads back.
 
-KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec. 3.1), trained on public images alone
-and then frozen. ddpm.py, dpsgd.py and the private loop work on z exactly as on x:
+This is a KL autoencoder (Kingma & Welling 2014; Rombach et al. 2022, "LDM", Sec. 3.1). It is trained on
+public images alone and then frozen. ddpm.py, dpsgd.py and the private loop work on latents z exactly as on
+images x, and the guarantee is the same:
 
-    E reads one image alone, so two sets of images that differ by one image become two sets of latents that
-    differ by one latent, and DP-SGD on latents promises the same (epsilon, delta). The one number that z is
-    scaled by is part of the public file: a scale measured on the private images would let every image move
-    everybody's z.
+    E reads one image at a time. Two sets of images that differ by one image therefore become two sets of
+    latents that differ by one latent, and DP-SGD on the latents has the same (epsilon, delta). The number by
+    which z is scaled is part of the public file. A scale that is measured on the private images would let
+    each image change the latents of all others.
 
   $ python autoencoder.py     # originals above reconstructions, and the size of both: runs/autoencoder.png
 """
@@ -22,12 +23,12 @@ from torch import Tensor
 import data
 from machinery import screen
 
-SIDE = 64                    # pixels: of the public photographs; smaller images are enlarged to it, and back
-LIMIT = 5.0                  # of latents, whose standard deviation is 1: a sampler goes no further
+SIDE = 64                    # pixels, of the public photographs; smaller images are enlarged to it for E
+LIMIT = 5.0                  # a sampler clips latents, whose standard deviation is about 1, to +-LIMIT
 
 
 class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))): (n, c, h, w) -> the same. No image sees another."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))): (n, c, h, w) -> the same, each image by itself."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -40,12 +41,15 @@ class Block(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W).
+    """The encoder E and the decoder D.
 
-    patch:  each patch x patch square of pixels becomes channels on the way in, and back, as in unet.py
-    blocks: residual blocks of each level, each level half as large as the one before; D has one more a level
-    So f = patch * 2^(levels - 1): here 4; patch = 1 and two levels are the paper's f = 2. No attention: any
-    side that f divides will do.
+    Shapes: E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W)
+    patch:  each patch x patch square of pixels becomes channels on the way in, and pixels again on the way
+            out, as in unet.py
+    blocks: residual blocks of each level of E, each level half as large as the one before. Each level of D
+            has one more
+    So f = patch * 2^(levels - 1). Here f = 4; the paper's f = 2 is patch = 1 with two levels. There is no
+    attention, so any side that f divides will do.
     """
 
     def __init__(self, image_channels: int = 3, channels: int = 64, multipliers: tuple = (1, 2),
@@ -76,12 +80,12 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(*up)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z | x) = N(mu(x), diag sigma^2(x)) as (mu, log sigma^2), unscaled. [Kingma & Welling, Eq. 9]"""
+        """q(z | x) = N(mu(x), diag sigma^2(x)) as (mu, log sigma^2), not scaled. [Kingma & Welling, Eq. 9]"""
         mu, log_var = self.encoder(x).chunk(2, dim=1)
         return mu, log_var.clamp(-30, 20)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The picture of an unscaled z."""
+        """The image of a z that is not scaled."""
         return self.decoder(z)
 
 
@@ -93,9 +97,9 @@ def kl(mu: Tensor, log_var: Tensor) -> Tensor:
 def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
     """(n,): ( |x - D(mu + sigma noise)|^2 + w KL ) / (number of values of x).   [Kingma & Welling, Eq. 10]
 
-    noise ~ N(0, I), of z's shape. The small w keeps z from growing without bound and sigma from falling to 0,
-    so D gets used to a z that is a little off, as a sampler's is. (LDM, Eq. 25, has an L1 error, a
-    perceptual loss and a discriminator.)
+    noise ~ N(0, I) has z's shape, and w = kl_weight is small. The KL term keeps z from growing without bound
+    and sigma from falling to 0. D thus learns to accept a z that is slightly wrong, as a sampler's is. (LDM,
+    Eq. 25, has an L1 error, a perceptual loss and a discriminator.)
     """
     mu, log_var = model.encode(x)
     z = mu + (0.5 * log_var).exp() * noise                       # Kingma & Welling's reparameterisation
@@ -108,13 +112,16 @@ def loss(model: Autoencoder, x: Tensor, noise: Tensor, kl_weight: float) -> Tens
 
 
 def latent_shape(model: Autoencoder, shape: tuple) -> tuple[int, int, int]:
-    """(c, h, w) of z for images of this (C, H, W)."""
+    """The shape (c, h, w) of z for images of shape (C, H, W)."""
     height, width = (max(side, SIDE) // model.f for side in shape[1:])
     return model.latent_channels, height, width
 
 
 def as_photographs(model: Autoencoder, images: Tensor) -> Tensor:
-    """uint8 (n, C, H, W) -> float [-1, 1], at least SIDE x SIDE; grey is laid in each of E's channels."""
+    """What E takes: uint8 (n, C, H, W) -> float in [-1, 1], at least SIDE x SIDE.
+
+    A grey image is copied into each of E's channels.
+    """
     x = data.to_float(images)
     if x.shape[1] == 1:
         x = x.expand(-1, model.config["image_channels"], -1, -1)
@@ -125,10 +132,11 @@ def as_photographs(model: Autoencoder, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def to_latents(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
-    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, h, w), on images' device.
+    """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, h, w), on the images' device.
 
-    Guarantee: latent i depends on image i and on public constants, and on nothing else. To the last bit on a
-    CPU: all batches have one size, the last is filled up, since sums of another size round otherwise.
+    Guarantee: latent i depends on image i and on public constants, and on nothing else. On a CPU this holds
+               to the last bit. Rounding depends on the size of a batch, so the last batch is filled up to the
+               size of the others
     """
     device = model.scale.device
     z = torch.empty(len(images), *latent_shape(model, images.shape[1:]), device=images.device)
@@ -144,7 +152,7 @@ def to_latents(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
 def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> Tensor:
     """D(z / scale) as uint8 images of `shape`, (C, H, W): float (n, c, h, w) -> (n, *shape).
 
-    What was enlarged for E is shrunk again; grey is the mean of the channels.
+    Images that were enlarged for E are shrunk again. A grey image is the mean of D's channels.
     """
     parts = []
     for part in screen.bar(z.split(batch), "x = D(z)", "batch"):
@@ -159,41 +167,45 @@ def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> T
 
 @torch.no_grad()
 def measure_scale(model: Autoencoder, public_images: Tensor) -> None:
-    """Set scale to 1 / (standard deviation of mu over PUBLIC images): z is then about as large as the noise.
+    """Set the scale to 1 / (standard deviation of mu over PUBLIC images), so that z is as large as the noise.
 
-    Source: Rombach et al. 2022, App. G, who take it from the first training batch: a leak in a private run
+    Source: Rombach et al. 2022, App. G. They measure it on the first training batch, which in a private run
+            would be a leak
     """
     model.scale.fill_(1)
     model.scale.fill_(1 / to_latents(model, public_images).std().item())
 
 
 def psnr(images: Tensor, others: Tensor) -> float:
-    """Mean over images of 10 log10(255^2 / mean squared error), in dB; uint8 (N, C, H, W) both."""
+    """Mean over the images of 10 log10(255^2 / mean squared error), in dB.
+
+    Shapes: images, others uint8 (N, C, H, W)
+    """
     mse = (images.float() - others.float()).square().flatten(1).mean(1)
     return (20 * math.log10(255) - 10 * mse.clamp(min=1e-9).log10()).mean().item()
 
 
 # -----------------------------------------------------------------------------
-# on disk: half precision, which no eye sees, and half the download
+# on disk: half precision, which halves the file and does not visibly change an image
 
 
 def state(model: Autoencoder) -> dict:
-    """Shape and weights, for a file; float16, but the scale as it was measured."""
+    """Shape and weights, for a file: in float16, except the scale, which stays as it was measured."""
     weights = {name: p.detach().cpu().half() for name, p in model.state_dict().items()}
     return dict(config=model.config, model=dict(weights, scale=model.scale.detach().cpu().clone()))
 
 
 def from_state(saved: dict) -> Autoencoder:
-    """The autoencoder that `state` describes, frozen: private data never moves a weight of E or D."""
+    """The autoencoder that `state` describes, frozen: private data never change a weight of E or D."""
     model = Autoencoder(**saved["config"])
     model.load_state_dict(saved["model"])
     return model.requires_grad_(False)
 
 
 def load(path: Path) -> Autoencoder:
-    """Read the autoencoder in `path`: a file of its own, or a base that was trained in its latents.
+    """Read the autoencoder in `path`, which is a file of its own or a base that was trained in its latents.
 
-    Errors: missing, truncated or foreign file, a base of pixels -> ValueError in one line
+    Errors: a missing, truncated or foreign file, or a base that works in pixels -> ValueError in one line
     """
     if not Path(path).is_file():
         raise ValueError(f"no autoencoder at {path}; make one with `python pretrain.py autoencoder`")
@@ -201,13 +213,13 @@ def load(path: Path) -> Autoencoder:
         return from_state(torch.load(path, map_location="cpu", weights_only=True)["autoencoder"])
     except Exception as e:
         raise ValueError(f"{path} holds no autoencoder ({screen.cause(e)}); expected a file written by "
-                         f"`python pretrain.py autoencoder`, or a base made in its latents") from None
+                         f"`python pretrain.py autoencoder`, or a base that works in latents") from None
 
 
 if __name__ == "__main__":
     from torchvision.utils import save_image
-    model = load(data.ASSETS / "photos.pt")                      # the autoencoder of a base of photographs
-    images = data.load("cells", "test")[0][::178]                # 16 blood cells, which it never saw
+    model = load(data.ASSETS / "photos.pt")                      # the autoencoder of the base of photos
+    images = data.load("cells", "test")[0][::178]                # 16 blood cells; it was not trained on them
     z = to_latents(model, images)
     back = to_images(model, z, images.shape[1:])
     print(f"x {tuple(images.shape[1:])} -> z {tuple(z.shape[1:])}: f = {model.f}, so {model.f**2} times "
@@ -215,4 +227,5 @@ if __name__ == "__main__":
     print(f"z has standard deviation {z.std():.2f} on these cells, and 1 on public photographs")
     Path("runs").mkdir(exist_ok=True)
     save_image(torch.cat([images, back]).float() / 255, "runs/autoencoder.png", nrow=16)
-    print(f"{psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, D(E(x)) below")
+    print(f"D(E(x)) has a PSNR of {psnr(images, back):.1f} dB; runs/autoencoder.png: blood cells above, "
+          f"D(E(x)) below")

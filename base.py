@@ -1,9 +1,9 @@
 """base.py -- the public base on disk: a network, the autoencoder of its latents, the names of its classes.
 
-A base is what pretrain.py makes of public images and what train.py freezes and adapts. One file holds it, and
-a fingerprint of its weights says which one a private run was made on.
+pretrain.py makes a base from public images; train.py freezes it and adapts it. A base is one file. The
+fingerprint of its weights says on which base a private run was made.
 
-  $ python base.py            # the bases that ship, and what they know
+  $ python base.py            # the bases that ship, and their classes
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +16,24 @@ import data
 import unet
 from machinery import checkpoint, screen
 
-SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS),         # these files hold no names
+SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS),         # these two files hold no class names
            data.ASSETS.resolve() / "base-clothes.pt": list(data.GARMENTS)}
 
 
 class Base(NamedTuple):
-    """What a base's file holds."""
-    model: unet.UNet                             # predicts the noise; model.config["names"]: its classes
-    coder: autoencoder.Autoencoder | None        # it works in this autoencoder's latents; None: in pixels
+    """What the file of a base holds."""
+    model: unet.UNet                             # predicts the noise; model.config["names"] are its classes
+    coder: autoencoder.Autoencoder | None        # of the latents in which it works; None: it works in pixels
     sha256: str                                  # of all weights, see `fingerprint`
 
 
 def save(path: Path, model: unet.UNet, weights: dict[str, Tensor] | None = None,
          coder: autoencoder.Autoencoder | None = None) -> None:
-    """Write a UNet's shape and weights (or other weights of that shape, an average); replaces `path` at once.
+    """Write a UNet's shape and weights to `path`, which is replaced at once.
 
-    With the autoencoder in whose latents it works, both go into the one file, in half precision.
+    weights: written in place of the model's own, for example their running average
+    coder:   the autoencoder in whose latents the UNet works. It goes into the same file, and the weights of
+             both are then in half precision
     """
     weights, extra = weights or model.state_dict(), {}
     if coder is not None:
@@ -41,16 +43,16 @@ def save(path: Path, model: unet.UNet, weights: dict[str, Tensor] | None = None,
 
 
 def load(path: Path | str) -> Base:
-    """Read what `save` wrote; weights only, no code is unpickled.
+    """Read what `save` wrote. Only weights are read, and no code is unpickled.
 
-    A relative path that is not found from here is looked for beside the code, so that assets/base.pt is found
-    from any directory.
-    Errors: missing, truncated or foreign file -> ValueError in one line
+    A relative path that does not exist is looked for beside the code, so that assets/base.pt is found from
+    any directory.
+    Errors: a missing, truncated or foreign file -> ValueError in one line
     """
-    beside = Path(__file__).parent / path                                # `path` itself if that is absolute
+    beside = Path(__file__).parent / path                                # `path` itself if it is absolute
     path = beside if not Path(path).exists() and beside.is_file() else path
     if not Path(path).is_file():
-        raise ValueError(f"no base model at {path}; make one with `python pretrain.py` or pass --base")
+        raise ValueError(f"no base model at {path}; make one with `python pretrain.py`, or pass --base")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         model = unet.UNet(**saved["config"])
@@ -58,7 +60,7 @@ def load(path: Path | str) -> Base:
         model.load_state_dict(saved["model"])
         coder = autoencoder.from_state(saved["autoencoder"]) if "autoencoder" in saved else None
         if coder is not None:
-            model.to(memory_format=torch.channels_last)                  # faster for its 48 channels and more
+            model.to(memory_format=torch.channels_last)                  # faster with 48 channels or more
     except Exception as e:
         raise ValueError(f"{path} is not a base model of this project ({screen.cause(e)}); "
                          f"expected a file written by `python pretrain.py`") from None
@@ -66,28 +68,36 @@ def load(path: Path | str) -> Base:
 
 
 def fingerprint(model: unet.UNet, coder: autoencoder.Autoencoder | None) -> str:
-    """SHA-256 of a base's weights and of its autoencoder's, scale included: files change, names stay."""
+    """SHA-256 of the weights of a base and of its autoencoder, scale included.
+
+    It tells two files of one name apart.
+    """
     parts = [model] if coder is None else [model, coder]
     return checkpoint.fingerprint(*(p for part in parts for p in part.state_dict().values()))
 
 
 def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
-    """Refuse images that the network (a unet.UNet), or the autoencoder before it, cannot take."""
+    """Refuse images that the network (a unet.UNet), or the autoencoder before it, cannot take.
+
+    name:   of the data set, for the message
+    Errors: another number of channels, an unsuitable side, a label that the network lacks -> ValueError
+    """
     channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
     step, grey = model.patch * 2 ** (len(model.config["multipliers"]) - 1), False
     if coder is not None:
         channels, step, side = coder.config["image_channels"], step * coder.f, max(side, coder.side)
-        grey = images.shape[1] == 1                                      # laid in all its channels
+        grey = images.shape[1] == 1                                      # copied into each channel
     if images.shape[1] != channels and not grey or side % step:
         raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
-                         f"{channels} channels and a side that {step} divides: use another base")
+                         f"{channels} channels and a side that {step} divides; choose another --base")
     if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"--data {name} has labels from {int(labels.min())} to {int(labels.max())}; "
-                         f"expected 0 to {classes - 1}: use another base")
+                         f"expected 0 to {classes - 1}; choose another --base")
 
 
 if __name__ == "__main__":
-    for path in sorted(data.ASSETS.glob("*.pt")):
+    for name in ("base", "base-clothes", "photos", "smears"):
+        path = data.ASSETS / f"{name}.pt"
         model, coder, sha256 = load(path)
         where = "pixels" if coder is None else f"latents of {coder.f} x {coder.f} pixels each"
         print(f"{path.name:<18} {sum(p.numel() for p in model.parameters()):>9,} weights, works in {where}; "

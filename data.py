@@ -1,8 +1,8 @@
-"""data.py -- images from disk as uint8 tensors.
+"""data.py -- read images from disk as uint8 tensors.
 
-MNIST and friends, blood cells, a folder or an .npz file. Private ones are read by train.py and by the
-evaluation alone. What their classes are called, and which of them count: support/classes.py. Public drawings:
-drawings/.
+It reads data sets such as MNIST and blood cells, a folder of pictures, or an .npz file. Private images are
+read by train.py and by the evaluation alone. support/classes.py says what their classes are called and which
+of them a run uses. Public drawings are in drawings/.
 
   $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """
@@ -31,9 +31,9 @@ ASSETS = ROOT / "assets"
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """One of MNIST's files, gzipped or not, as uint8, (N, 28, 28) or (N,).  [yann.lecun.com/exdb/mnist]
+    """One of MNIST's files, gzipped or not, as uint8 (N, 28, 28) or (N,).   [yann.lecun.com/exdb/mnist]
 
-    Errors: missing, truncated, or of another length than its header says -> ValueError
+    Errors: a file that is missing, truncated, or of another length than its header says -> ValueError
     """
     path = Path(path)
     plain = path.with_suffix("")                                         # the same file, unpacked
@@ -57,7 +57,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_mnist_files(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """MNIST's four files in root or in torchvision's root/KIND/raw; else torchvision downloads them there."""
+    """MNIST's four files in root, or in torchvision's root/KIND/raw, to which torchvision downloads them."""
     prefix = "train" if split == "train" else "t10k"
     for folder in (root / kind / "raw", root):
         if not any((folder / f"train-images-idx3-ubyte{end}").exists() for end in (".gz", "")):
@@ -72,9 +72,9 @@ def read_mnist_files(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]
 
 
 def read_torchvision(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """One of torchvision's data sets by the name of its class; it downloads to `root` on demand."""
+    """One of torchvision's data sets, by the name of its class. It is downloaded to `root` if needed."""
     from torchvision import datasets
-    with screen.waiting(f"reading {kind}", has_bar=True):                # a download has torchvision's bar
+    with screen.waiting(f"reading {kind}", has_bar=True):                # torchvision shows a download's bar
         found = getattr(datasets, kind)(str(root), train=split == "train", download=True)
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -83,7 +83,8 @@ def read_torchvision(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]
 
 def read_emnist_letters(root: Path, split: str) -> tuple[Tensor, Tensor]:
     from torchvision import datasets
-    warnings.warn("emnist-letters was written by the people who wrote MNIST: not public for MNIST")
+    warnings.warn("emnist-letters and MNIST have writers in common, so emnist-letters is not public data for "
+                  "a private run on MNIST")
     found = datasets.EMNIST(str(root), "letters", train=split == "train", download=True)
     return found.data.mT[:, None].contiguous(), found.targets - 1        # stored transposed, labels 1..26
 
@@ -94,7 +95,7 @@ def read_celeba(root: Path, split: str) -> tuple[Tensor, Tensor]:
     try:
         faces = datasets.CelebA(str(root), split, target_type="identity", transform=crop, download=True)
     except Exception as e:
-        raise RuntimeError(f"{screen.cause(e)}; celeba is fetched by gdown: pip install gdown") from None
+        raise RuntimeError(f"{screen.cause(e)}; celeba is downloaded by gdown: pip install gdown") from None
     images = [faces[i][0] for i in screen.bar(range(len(faces)), "reading celeba", "picture")]
     return torch.stack(images), torch.zeros(len(faces), dtype=torch.int64)
 
@@ -104,18 +105,18 @@ def read_cells(root: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 # -----------------------------------------------------------------------------
-# 2. the data sets that have a name: a new one is a row here
+# 2. the data sets that have a name; to add one, add a row to KNOWN
 
 
 class DataSet(NamedTuple):
-    """What a data set's own publication says of it: public constants, so no run counts the private images."""
-    N: int                               # declared size of the training set, images
+    """What the publication of a data set says about it: public constants, so no run counts private images."""
+    N: int                               # declared number of training images
     channels: int
     side: int                            # pixels
-    classes: tuple[str, ...] | None      # their names in the order of the labels; None: there are none
+    classes: tuple[str, ...] | None      # their names in the order of the labels; None: there are no classes
     read: Callable                       # (root, split) -> images, labels
     ships: str = ""                      # the folder in assets/ that holds its files; "": they do not ship
-    base: str = ""                       # a public base made for it, in place of its kind's
+    base: str = ""                       # the public base made for it; "": the default for grey or for colour
 
 
 DIGITS = tuple("0123456789")
@@ -130,22 +131,23 @@ KNOWN = {
                              base="assets/base-clothes.pt"),
     "kmnist": DataSet(60_000, 1, 28, DIGITS, functools.partial(read_mnist_files, "KMNIST")),
     "emnist-letters": DataSet(124_800, 1, 28, tuple(map(str, range(26))), read_emnist_letters),
-    # 17,092 published, less 17 exact copies, less a sixth to test on: counted by us, once, on public data
+    # N: 17,092 published images, less 17 exact copies, less a sixth for testing. The data are public, so
+    # counting them is no leak
     "cells": DataSet(14_232, 3, 64, CELLS, read_cells, ships="cells", base="assets/smears.pt"),
     "cifar10": DataSet(50_000, 3, 32, CIFAR10, functools.partial(read_torchvision, "CIFAR10")),
     "cifar100": DataSet(50_000, 3, 32, tuple(map(str, range(100))),
                         functools.partial(read_torchvision, "CIFAR100")),
-    "celeba": DataSet(162_770, 3, 64, None, read_celeba)}                # its side is after resizing
+    "celeba": DataSet(162_770, 3, 64, None, read_celeba)}                # 64 after resizing
 
 
 def is_name(name: str) -> bool:
-    """Whether `load` knows this kind of data set; its files are another question."""
+    """Whether `load` knows this kind of data set. Whether its files are there is not checked."""
     kind, _, path = name.partition(":")
     return name in KNOWN or kind in ("folder", "npz") and path != ""
 
 
 def meant(name: str) -> str:
-    """What somebody may have meant by a name that `load` does not know: "; did you mean npz:FILE?", or ""."""
+    """A hint for a name that `load` does not know, such as "; did you mean npz:FILE?", or ""."""
     if name and Path(name).is_dir():
         return f"; did you mean {folders.typed(f'folder:{name}')}?"
     if Path(name).suffix.lower() == ".npz":
@@ -157,16 +159,18 @@ def meant(name: str) -> str:
 def load(name: str, split: str = "train", data_dir: Path | str | None = None, size: int | None = None,
          classes: Sequence[str] | None = None, channels: int = 3,
          white: int = WHITE) -> tuple[Tensor, Tensor]:
-    """A data set as uint8 images (N, C, H, W) and labels (N,) int64 (all 0 where there are none).
+    """A data set as uint8 images (N, C, H, W) and int64 labels (N,), all 0 if there are none.
 
-    name:     a key of KNOWN; folder:PATH, one sub-folder a class (no split); or npz:FILE (see folders.py).
-              Images of both are resized and centre-cropped to size x size, default 32. mnist and cells ship
-              in assets/; the others are read from, or downloaded to, data_dir.
-    classes:  of a folder: the declared names in the order of their labels. Without them the sub-folders that
-              exist are numbered in natural order, which for private images would be private: one may move it
+    name:     a key of KNOWN; folder:PATH, with one sub-folder for each class and no split; or npz:FILE (see
+              machinery/folders.py). mnist and cells ship in assets/; the other data sets are read from
+              data_dir, or downloaded to it
+    size:     images of a folder or an .npz file are resized and centre-cropped to size x size, by default 32
+    classes:  of a folder: the declared names of the classes, in the order of their labels. Without them the
+              sub-folders that exist are numbered in natural order. Declare the names for private images:
+              otherwise one image in a folder of its own changes the labels of others
     channels: of a folder: 1 reads its pictures as grey, 3 as colour
-    white:    of both: grey level of white in images of 16 bits
-    Errors: unknown name or split, a truncated, unreadable or missing file, no network -> ValueError
+    white:    of a folder or an .npz file: the grey level of white in images of 16 bits
+    Errors:   unknown name or split, a truncated, unreadable or missing file, no network -> ValueError
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}, expected 'train' or 'test'")
@@ -181,16 +185,16 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None, si
     root = _root(name, data_dir)
     try:
         images, labels = KNOWN[name].read(root, split)
-    except (OSError, EOFError, ImportError, RuntimeError) as e:          # of files, the network, torchvision
+    except (OSError, EOFError, ImportError, RuntimeError) as e:          # of files, network, torchvision
         raise ValueError(f"{name} cannot be read from {root}, nor downloaded there ({screen.cause(e)}); "
                          f"put its files there or pass --data-dir") from None
     return _as_promised(name, images, labels)
 
 
 def _as_promised(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What a reader returned, with labels as int64.
+    """What a reader returned, with the labels as int64.
 
-    Errors: not images and labels as section 1 says -> ValueError
+    Errors: images or labels that are not as section 1 says -> ValueError
     """
     right = isinstance(images, Tensor) and isinstance(labels, Tensor)
     right = right and images.dtype == torch.uint8 and images.ndim == 4
@@ -204,7 +208,7 @@ def _as_promised(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def _root(name: str, data_dir: Path | str | None) -> Path:
-    """Where a data set's files are: data_dir, else assets/ if they ship, else ./datasets."""
+    """Where the files of a data set are: in data_dir if it is given, else in assets/ or ./datasets."""
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise ValueError(f"--data-dir {data_dir} is not a folder; expected one that holds {name}, "
@@ -221,14 +225,14 @@ def _root(name: str, data_dir: Path | str | None) -> Path:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1], the range that diffusion works in; latents are floats already."""
+    """uint8 [0, 255] -> float32 [-1, 1], the range of diffusion. Latents are floats and stay as they are."""
     if images.dtype != torch.uint8:
         return images
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8 [0, 255]; values outside are clipped."""
+    """float [-1, 1] -> uint8 [0, 255]; values outside the range are clipped."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -1,9 +1,9 @@
-"""ddpm.py -- noise an image; undo it.
+"""ddpm.py -- add noise to an image, and undo it.
 
-Denoising diffusion (Ho et al. 2020, "DDPM") and sampling by DDIM (Song et al. 2021), for any network that
-predicts the noise (unet.py has one). Nothing here knows about privacy.
+This is denoising diffusion (Ho et al. 2020, "DDPM") with sampling by DDIM (Song et al. 2021). It works with
+any network that predicts the noise; unet.py has one. Nothing in this file knows about privacy.
 
-  $ python ddpm.py            # an image at eight noise levels, and back: runs/ddpm.png
+  $ python ddpm.py            # ten images at eight noise levels, and back: runs/ddpm.png
 """
 import contextlib
 import dataclasses
@@ -21,18 +21,19 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How much signal is left at each of the T steps; t = 0 is the least noisy, T - 1 nearly pure noise.
+    """How much signal is left at each of the T noise levels; t = 0 is the least noisy, T - 1 the noisiest.
 
-    kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T  [the paper; its released code is
-                    linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10]
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T, as the paper says. (Its released
+                    code is linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10.)
     kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
+    Errors:         T < 1, or another kind -> ValueError
     """
     T: int = 1000
     kind: str = "linear"
 
     @functools.cached_property
     def alpha_bar(self) -> Tensor:
-        """(T,) float32: alpha_bar_t = prod_{s<=t} (1 - beta_s), the share of signal variance that is left."""
+        """(T,) float32: alpha_bar_t = prod_{s<=t} (1 - beta_s), the share of signal variance left at t."""
         if self.T < 1:
             raise ValueError(f"Schedule: T = {self.T}, expected at least 1 step")
         if self.kind == "linear":
@@ -58,17 +59,18 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-# How training draws t, and how it weights the loss at t.
+# The next functions say how training draws t, and how it weights the loss at t.
 
 
 def uniform(u: Tensor, T: int) -> Tensor:
-    """t/T uniform on [0, 1): u in [0, 1] -> t.                                           [DDPM, the paper]"""
+    """t/T is uniform on [0, 1): u in [0, 1] -> t.                                        [DDPM, the paper]"""
     return (T * u).long()
 
 
 def middle(u: Tensor, T: int) -> Tensor:
-    """t/T as Beta(2, 3): 82% of the draws are at t = 100 to 650 of 1000, where shape is decided, in place of
-    55%: u in [0, 1] -> t.                                                         [after Choi et al. 2022]
+    """t/T has the distribution Beta(2, 3): u in [0, 1] -> t.                       [after Choi et al. 2022]
+
+    82% of the draws are at t = 100 to 650 of 1000, where the shape is decided. With `uniform` it is 55%.
     """
     x = torch.arange(1, T + 1, device=u.device) / T
     below = x**2 * (6 - 8 * x + 3 * x**2)                                # P(t < 1), ..., P(t < T)
@@ -76,33 +78,38 @@ def middle(u: Tensor, T: int) -> Tensor:
 
 
 def flat(a: Tensor) -> Tensor:
-    """w(t) = 1, a = alpha_bar_t.                                                         [DDPM, the paper]"""
+    """w(t) = 1, for a = alpha_bar_t.                                                     [DDPM, the paper]"""
     return torch.ones_like(a)
 
 
 def even(a: Tensor) -> Tensor:
-    """w(t) = min(sqrt((1 - alpha_bar_t) / alpha_bar_t), 10), about one over the length of the gradient at t:
-    no draw outvotes the image's others. Made for K > 1 and clipping.          [compare Hang et al. 2023]
+    """w(t) = min(sqrt((1 - a) / a), 10), for a = alpha_bar_t.                  [compare Hang et al. 2023]
+
+    The length of the gradient at t is roughly proportional to 1/w(t), so with this weight all draws of an
+    image count about equally. It is made for K > 1 with clipping.
     """
     return ((1 - a) / a).sqrt().clamp(max=10)
 
 
 class Draws(NamedTuple):
+    """How training draws t, and how it weights the loss at t."""
     law: Callable                # (u, T) -> t
     weight: Callable             # alpha_bar_t -> w(t)
 
 
-# a new distribution of t, or weight, is a row here
+# To add a distribution of t or a weight, add a row here.
 DRAWS = {"paper": Draws(uniform, flat), "middle": Draws(middle, flat), "even": Draws(uniform, even),
          "middle-even": Draws(middle, even)}
 
 
 def t_of(u: Tensor, law: Callable = uniform, schedule: Schedule = LINEAR) -> Tensor:
-    """The K values of t of each image, on 0..T-1, made from uniform numbers by `law`.   [DDPM Alg. 1]
+    """The K values of t of each image, in 0..T-1, made from uniform numbers by `law`.          [DDPM Alg. 1]
 
-    They come from K equal slices of the law, one each, so that their mean loss has the same expectation
-    as with independent draws and varies less.            [stratified sampling; compare Kingma et al. 2021]
+    The distribution is cut into K equal slices and each slice gives one value (stratified sampling; compare
+    Kingma et al. 2021). The mean loss over the K values then has the same expectation as with independent
+    values, and varies less.
     Shapes: u (n, K) in [0, 1) -> (n, K) int64
+    Errors: K < 1 -> ValueError
     """
     K = u.shape[1]
     if K < 1:
@@ -113,10 +120,10 @@ def t_of(u: Tensor, law: Callable = uniform, schedule: Schedule = LINEAR) -> Ten
 
 def draw_t_and_noise(x0: Tensor, K: int, generator: torch.Generator | None = None,
                      schedule: Schedule = LINEAR, law: Callable = uniform) -> tuple[Tensor, Tensor]:
-    """K draws of (t, noise) for each image: noise ~ N(0, I), t as in `t_of`.
+    """K draws of (t, noise) for each image: noise ~ N(0, I), and t as in `t_of`.
 
-    What an image gets depends on the order of the batch, so this is for public images only; private ones use
-    machinery/draws.py.
+    The draws of an image depend on the order of the batch, so use this for public images only. The draws of
+    private images come from machinery/draws.py.
     Shapes: x0 (n, C, H, W) -> t (n, K) int64, noise (n, K, C, H, W)
     """
     t = t_of(torch.rand((len(x0), K), device=x0.device, generator=generator), law, schedule)
@@ -127,11 +134,11 @@ def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, sch
          weight: Callable = flat) -> Tensor:
     """Each image's loss: the mean over its K draws of w(t) ||noise - model(x_t, t, label)||^2 / (CHW).
 
-    [DDPM Eq. 14; the mean: noise multiplicity, Dockhorn et al. 2023, Sec. 3.2] It is taken here, inside one
-    image's loss, so that one image still has ONE gradient for dpsgd.py to clip: K draws cost no extra
-    privacy.
-    weight: alpha_bar_t -> w(t), `flat` or `even`
+    The mean is taken here, inside the loss of one image, so one image still has ONE gradient for dpsgd.py to
+    clip. The K draws therefore cost no extra privacy.
+    weight: alpha_bar_t -> w(t); `flat` or `even`
     Shapes: x0 (n, C, H, W), labels (n,) or None, t (n, K), noise (n, K, C, H, W) -> (n,)
+    Source: DDPM Eq. 14; the mean over K draws is noise multiplicity, Dockhorn et al. 2023, Sec. 3.2
     """
     n, K = t.shape
     x_t = q_sample(x0[:, None], t, noise, schedule)                      # (n, K, C, H, W)
@@ -147,7 +154,7 @@ def loss(model, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor, sch
 
 
 def predict_noise(model, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
-    """(1 + w) eps(x_t, label) - w eps(x_t, null), w = guidance.          [Ho & Salimans 2022, Eq. 6]"""
+    """(1 + w) eps(x_t, label) - w eps(x_t, null), with w = guidance.     [Ho & Salimans 2022, Eq. 6]"""
     if guidance == 0 or labels is None:
         return model(x_t, t, labels)
     both = torch.cat([labels, torch.full_like(labels, model.classes)])
@@ -159,10 +166,12 @@ def predict_noise(model, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance
 def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta: float = 1.0,
                 guidance: float = 0.0, generator: torch.Generator | None = None,
                 schedule: Schedule = LINEAR, limit: float = 1.0) -> Tensor:
-    """From noise to images in `steps` jumps; eta = 0: deterministic, 1: as random as DDPM.     [DDIM Eq. 12]
+    """Images from noise in `steps` jumps.                                                      [DDIM Eq. 12]
 
-    Starts at t = T - 1, the noisiest level that training visits; the last jump goes to alpha_bar = 1 and adds
-    no noise. limit: no image has values beyond it; pixels 1, latents autoencoder.LIMIT.
+    Sampling starts at t = T - 1, the noisiest level that training visits. The last jump goes to
+    alpha_bar = 1 and adds no noise.
+    eta:    0 is deterministic, 1 is as random as DDPM
+    limit:  no image has values beyond it; it is 1 for pixels and autoencoder.LIMIT for latents
     Shapes: labels (n,) or None, shape = (n, C, H, W) -> (n, C, H, W) in [-limit, limit]
     Errors: steps outside 1..T, eta or guidance < 0 -> ValueError
     """
@@ -172,7 +181,7 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
     x = torch.randn(shape, device=device, generator=generator)
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)     # the image it thinks it sees
+        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)  # the image that x and noise imply
         noise = (x - a**0.5 * x0) / (1 - a) ** 0.5                        # the noise that agrees with it
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5  # DDIM Eq. 16; 0 at the last step
         x = a_next**0.5 * x0 + max(1 - a_next - sigma**2, 0) ** 0.5 * noise
@@ -185,10 +194,11 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
 def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta: float = 0.0,
                guidance: float = 0.0, generator: torch.Generator | None = None, schedule: Schedule = LINEAR,
                limit: float = 1.0) -> Tensor:
-    """DDIM with eta = 0, but the image aimed for follows its trend since the last jump: second order, so that
-    the error falls with the square of 1/steps.            [DPM-Solver++(2M), Lu et al. 2022, Alg. 2]
+    """DDIM with eta = 0, made second order.               [DPM-Solver++(2M), Lu et al. 2022, Alg. 2]
 
-    eta is not used: there is no noise after the first. Shapes, Errors: as ddim_sample
+    Each jump aims at the predicted image, extrapolated along its change since the last jump. The error then
+    falls with the square of 1/steps.
+    eta is not used, because only the start is random. Shapes, Errors: as ddim_sample
     """
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance = {guidance}, expected a number >= 0")
@@ -200,7 +210,7 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
         last, seen = seen, ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)
         last_snr, snr = snr, half_log_snr(a)
         aim = seen
-        if last is not None and a_next < 1:                              # neither the first jump nor the last
+        if last is not None and a_next < 1:                          # not at the first jump, nor the last
             aim = seen + (half_log_snr(a_next) - snr) / (snr - last_snr) / 2 * (seen - last)
         noise = (x - a**0.5 * aim) / (1 - a) ** 0.5
         x = a_next**0.5 * aim + (1 - a_next) ** 0.5 * noise
@@ -208,7 +218,10 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
 
 
 def jumps(steps: int, schedule: Schedule) -> list[tuple[int, float, float]]:
-    """(t, alpha_bar here, alpha_bar after the jump) from t = T - 1 down to 0, and on to the image itself."""
+    """(t, alpha_bar at t, alpha_bar after the jump) for each jump from t = T - 1 down to the image itself.
+
+    Errors: steps outside 1..T -> ValueError
+    """
     if not 1 <= steps <= schedule.T:
         raise ValueError(f"steps = {steps}, expected 1 to {schedule.T}")
     times = torch.linspace(schedule.T - 1, 0, steps).round().long().tolist()
@@ -217,34 +230,34 @@ def jumps(steps: int, schedule: Schedule) -> list[tuple[int, float, float]]:
 
 
 def half_log_snr(a: float) -> float:
-    """lambda of the DPM-Solver papers: log(signal / noise), amplitudes, so half the logarithm of SNR."""
+    """lambda of the DPM-Solver papers: the log of the ratio of amplitudes, which is half of log SNR."""
     return 0.5 * math.log(a / (1 - a))
 
 
 def ddpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 1000, eta: float = 1.0,
                 guidance: float = 0.0, generator: torch.Generator | None = None,
                 schedule: Schedule = LINEAR, limit: float = 1.0) -> Tensor:
-    """All T steps with the posterior variance: DDIM, steps = T, eta = 1.    [DDPM Alg. 2; DDIM Sec. 4.1]
+    """DDPM's sampler, which is DDIM with steps = T and eta = 1.             [DDPM Alg. 2; DDIM Sec. 4.1]
 
-    steps and eta are not used. Shapes, Errors: as ddim_sample
+    The variance is that of the posterior. steps and eta are not used. Shapes, Errors: as ddim_sample
     """
     return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule, limit)
 
 
-# a new sampler is a row here; all take the arguments of ddim_sample
+# To add a sampler, add a row here. Every sampler takes the arguments of ddim_sample.
 SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample, "dpm": dpm_sample}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: all of it is post-processing and costs no privacy."""
-    sampler: str = "dpm"         # of second order, for few steps; ddim is of first order, ddpm makes all steps
-    steps: int = 20              # jumps from noise to image, 1 to 1000; ddpm makes all of them
-    eta: float = 1.0             # of ddim, 0: deterministic; 1: as random as DDPM
-    guidance: float = 0.5        # classifier-free guidance w, 0: none
+    """How pictures are drawn. All of it is post-processing, so it costs no privacy."""
+    sampler: str = "dpm"         # dpm (second order) needs few steps, ddim (first order) more; ddpm makes all
+    steps: int = 20              # number of jumps from noise to image, 1 to 1000 (ddpm always makes 1000)
+    eta: float = 1.0             # randomness of ddim: 0 is deterministic, 1 is as random as DDPM
+    guidance: float = 0.5        # strength w of classifier-free guidance; 0 means none
 
     def check(self) -> None:
-        """ValueError in one line for what has no meaning."""
+        """Raise ValueError, in one line, for a setting that has no meaning."""
         if self.sampler not in SAMPLERS:
             raise ValueError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
         if not 1 <= self.steps <= LINEAR.T:
@@ -255,19 +268,20 @@ class Sampling:
 
     def draw(self, model, labels: Tensor | None, shape: tuple, generator: torch.Generator | None = None,
              limit: float = 1.0) -> Tensor:
-        """Images or latents of `shape` by the chosen sampler."""
+        """Images or latents of `shape`, drawn by the chosen sampler."""
         return SAMPLERS[self.sampler](model, labels, shape, self.steps, self.eta, self.guidance, generator,
                                       limit=limit)
 
 
 # -----------------------------------------------------------------------------
-# 3. the average of the weights, which is what draws the pictures
+# 3. the average of the weights, with which pictures are drawn
 
 
 class EMA:
     """Running average of parameters: shadow <- d shadow + (1 - d) value, d = min(decay, (1 + n) / (10 + n)).
 
-    The warm-up (n counts updates) lets the average forget its start. Update once per optimiser step.
+    n counts the updates. d is small at first, so that the average forgets its start. Call `update` once per
+    optimiser step.
     """
 
     def __init__(self, params: dict[str, Tensor], decay: float):
@@ -282,19 +296,19 @@ class EMA:
             self.shadow[name].lerp_(p, 1 - d)
 
     def state_dict(self) -> dict:
-        """All that it knows, for a checkpoint."""
+        """Its whole state, for a checkpoint."""
         return dict(shadow=self.shadow, updates=self.updates)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """What state_dict gave, in place."""
+        """Restore what state_dict returned, in place."""
         self.updates = state["updates"]
         for name, p in state["shadow"].items():
             self.shadow[name].copy_(p)
 
     @contextlib.contextmanager
     def applied(self, params: dict[str, Tensor]):
-        """Inside the `with`, params hold the average; afterwards, what they held before."""
+        """Inside the `with`, params hold the average. Afterwards they hold again what they held before."""
         before = {name: p.detach().clone() for name, p in params.items()}
         put(self.shadow, params)
         try:
@@ -326,4 +340,5 @@ if __name__ == "__main__":
     rows = torch.cat([x_t, back[:, None]], 1).flatten(0, 1)
     os.makedirs("runs", exist_ok=True)
     save_image((rows.clamp(-1, 1) + 1) / 2, "runs/ddpm.png", nrow=9)
-    print("runs/ddpm.png: ten images at these t; last column: another image of the same class, from pure noise")
+    print("runs/ddpm.png: ten images at these t; the last column has new images of the same classes, sampled "
+          "from pure noise")

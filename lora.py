@@ -1,8 +1,8 @@
-"""lora.py -- freeze a network, add rank-r updates.
+"""lora.py -- freeze a network, and add updates of rank r to its layers.
 
     y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)          [LoRA, Hu et al. 2021, Sec. 4.1]
 
-W is public and frozen; only A and B (and the class embedding) ever meet private data.
+W is public and frozen. Only A, B and the class embedding are trained on private data.
 
   $ python lora.py            # the default UNet before and after `inject`
 """
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from machinery import checkpoint, kernels, screen
 
-ATTENTION = ("qkv", "proj")                                      # the paper's targets
-CONVOLUTIONS = ("conv1", "conv2")  # an extension: every residual block's convolutions
-EMBEDDINGS = ("embed",)  # another: how t and label shift every channel, for next to no time
-# what can be trained: layers that LoRA adapts, by the ends of their names; a new set of layers is a row here
+ATTENTION = ("qkv", "proj")              # the layers that the paper adapts
+CONVOLUTIONS = ("conv1", "conv2")        # an extension: the convolutions of every residual block
+EMBEDDINGS = ("embed",)                  # an extension: how t and the class shift each channel; it is cheap
+# Which layers LoRA adapts, by the last part of their names. To add a set of layers, add a row here.
 TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
 WITHOUT_LORA = {"attention": "all weights of the attention", "full": "all weights"}  # the paper's baselines
-WHAT = ChainMap(WITHOUT_LORA, TARGETS)                           # both as one table, with rows added later
+WHAT = ChainMap(WITHOUT_LORA, TARGETS)   # both tables as one; rows that are added later appear in it, too
 
 
 class LoRALinear(nn.Module):
-    """W x + (lora_alpha / r) B A x around a frozen nn.Linear; no change at the start, since B = 0.
+    """W x + (lora_alpha / r) B A x around a frozen nn.Linear. B starts at 0, so at first nothing changes.
 
     Shapes: x (n, ..., d_in) -> (n, ..., d_out); lora_A (r, d_in), lora_B (d_out, r)
-    Both factors may carry a leading dimension, one copy per example: lora_A (m, r, d_in), lora_B (m, d_out,
-    r), with m dividing n; example i then owns rows i n/m .. (i + 1) n/m of x (see
+    Both factors may have a leading dimension with one copy for each example: lora_A (m, r, d_in), lora_B
+    (m, d_out, r), where m divides n. Example i then owns rows i n/m .. (i + 1) n/m of x (see
     dpsgd.per_sample_grads_by_copies).
     Errors: r < 1 or r > min(d_in, d_out) -> ValueError
     """
@@ -41,7 +41,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         _check_rank(rank, min(base.in_features, base.out_features))
         self.base, self.scale = base, alpha / rank
-        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as in their code
+        self.lora_A = nn.Parameter(torch.randn(rank, base.in_features) / rank)   # std 1/r, as published
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x):
@@ -56,9 +56,9 @@ class LoRALinear(nn.Module):
 
 
 class LoRAConv2d(nn.Module):
-    """conv(x) + (lora_alpha / r) B * (A * x): a k x k convolution down to r channels, then 1 x 1 up.
+    """conv(x) + (lora_alpha / r) B * (A * x): A is a k x k convolution to r channels, B is 1 x 1.
 
-    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or m equal copies of them, m dividing n
+    Shapes: lora_A (r, c_in, k, k), lora_B (c_out, r, 1, 1), or m equal copies of each, where m divides n
     """
 
     def __init__(self, base: nn.Conv2d, rank: int, alpha: float):
@@ -84,7 +84,7 @@ class LoRAConv2d(nn.Module):
 
 
 class PerExampleEmbedding(nn.Module):
-    """nn.Embedding whose table may carry one copy per example: weight (classes, e) or (m, classes, e)."""
+    """nn.Embedding whose table may have one copy per example: weight (classes, e) or (m, classes, e)."""
 
     def __init__(self, base: nn.Embedding):
         super().__init__()
@@ -109,11 +109,12 @@ def _check_rank(rank: int, largest: int) -> None:
 
 def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] = ATTENTION,
            class_embedding: bool = True) -> int:
-    """Freeze `model`, wrap the layers whose name ends in one of `targets`, free the class embedding.
+    """Freeze `model`, and adapt the layers whose name ends in one of `targets`.
 
+    The class embedding becomes trainable as well, if there is one and `class_embedding` is true.
     Returns: the number of adapted layers
-    Errors:  a target that matches no layer -> ValueError (the published code's silent failure), as does a bad
-             rank
+    Errors:  a bad rank, or a target that matches no layer -> ValueError. (The published code ignores such a
+             target silently.)
     """
     model.requires_grad_(False)
     adapted = 0
@@ -121,8 +122,8 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
         names = [name for name, layer in model.named_modules()
                  if name.split(".")[-1] == target and isinstance(layer, (nn.Linear, nn.Conv2d))]
         if not names:
-            raise ValueError(f"lora.inject: no linear or convolution layer is called {target!r}; nothing "
-                             f"would be adapted")
+            raise ValueError(f"lora.inject: no linear or convolution layer is called {target!r}, so nothing "
+                             f"would be adapted; expected the last part of a layer's name, such as 'qkv'")
         for name in names:
             parent, child = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             base = getattr(parent, child)
@@ -136,9 +137,11 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
 
 
 def train_only(model: nn.Module, what: str) -> int:
-    """The paper's baselines without LoRA: "attention" trains all attention weights (DP-LDM), "full" all.
+    """Make weights themselves trainable, without LoRA, as the paper's baselines do.
 
+    what:    "attention" is all weights of the attention and the class embedding (DP-LDM), "full" all weights
     Returns: the number of trainable tensors
+    Errors:  another `what` -> ValueError
     """
     if what not in ("attention", "full"):
         raise ValueError(f"train_only: {what!r}, expected 'attention' or 'full'")
@@ -156,11 +159,14 @@ def train_only(model: nn.Module, what: str) -> int:
 def new_classes(model: nn.Module, names: list[str], start: str = "own") -> None:
     """Give `model` a table of the classes `names` in place of its own; the null class stays.
 
-    start "own": each begins as the public class of its name, or as the mean of all where there is none;
-    "mean" or "null": all as the mean, or as the null class; else names of public classes, "bullfrog,sports
-    car,...", one for each. All of that is public knowledge: a start that looks at the private images, or
-    counts them, would be a leak.
-    Rows of public classes that no private image can have would get noise and no gradient: they are gone.
+    start says what each row begins as. All choices are public knowledge; a start that looked at the private
+    images, or counted them, would be a leak.
+        "own":  the public class of the same name, or the mean of all public classes if there is none
+        "mean": the mean of all public classes
+        "null": the null class
+        else:   names of public classes, "bullfrog,sports car,...", one for each private class
+    Rows of public classes that no private image can have are removed, because they would get noise and no
+    gradient.
     Errors: a name that the base does not know, or another number of names than classes -> ValueError
     """
     old, known = model.class_embedding.weight.detach(), model.config.get("names") or []
@@ -173,8 +179,8 @@ def new_classes(model: nn.Module, names: list[str], start: str = "own") -> None:
         unknown = [name for name in wanted if name not in known]
         if unknown or len(wanted) != len(names):
             raise ValueError(f"{len(wanted)} public classes ({start}) for {len(names)} private ones, unknown "
-                             f"to the base: {', '.join(unknown) or 'none'}; expected own, mean, null or one "
-                             f"name of the base's for each class")
+                             f"to the base: {', '.join(unknown) or 'none'}; expected own, mean, null, or for "
+                             f"each private class one class name that the base knows")
         rows = [old[known.index(name)] for name in wanted]
     table = torch.stack([*rows, null])
     model.class_embedding = nn.Embedding(*table.shape, _weight=table)
@@ -189,7 +195,10 @@ def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add each update to its frozen weight, take the adapters out, in place: W <- W + alpha/r B A."""
+    """Add each update to its frozen weight, in place, and remove the adapters.
+
+        W <- W + (lora_alpha / r) B A
+    """
     for parent in list(model.modules()):
         for child, layer in list(parent.named_children()):
             if isinstance(layer, (LoRALinear, LoRAConv2d)):
@@ -199,16 +208,16 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 # -----------------------------------------------------------------------------
-# the adapter on disk: PEFT's layout, so that peft.PeftModel.from_pretrained(UNet, folder) reads it
+# the adapter on disk, in PEFT's layout, so that peft.PeftModel.from_pretrained(UNet, folder) reads it
 #
-# A LoRA factor `x.lora_A` of ours is `base_model.model.x.lora_A.weight` there; anything else that was
-# trained (the class embedding; all of it for the baselines without LoRA) keeps its name behind the prefix.
+# Our LoRA factor `x.lora_A` is called `base_model.model.x.lora_A.weight` there. Every other trained tensor
+# (the class embedding, and all weights of the baselines without LoRA) keeps its name after the prefix.
 
 PREFIX = "base_model.model."
 
 
 def attach(model: nn.Module, config: dict) -> int:
-    """Make `model` trainable as an adapter_config.json says: LoRA on its targets, or a baseline without."""
+    """Make `model` trainable as an adapter_config.json says: with LoRA on its targets, or as a baseline."""
     if config["peft_type"] == "LORA":
         return inject(model, config["r"], config["lora_alpha"], tuple(config["target_modules"]),
                       class_embedding=bool(config["modules_to_save"]))
@@ -216,7 +225,7 @@ def attach(model: nn.Module, config: dict) -> int:
 
 
 def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
-    """Write adapter_model.bin and adapter_config.json; `config` as made by `describe`."""
+    """Write adapter_model.bin and adapter_config.json; `describe` makes the `config`."""
     state = {}
     for name, p in trainable.items():
         ending = ".weight" if name.endswith(("lora_A", "lora_B")) else ""
@@ -226,7 +235,10 @@ def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
 
 
 def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
-    """adapter_config.json for `what`, one of WHAT."""
+    """The content of adapter_config.json for `what`, one of WHAT.
+
+    Errors: another `what` -> ValueError
+    """
     if what not in WHAT:
         raise ValueError(f"train = {what!r}, expected one of {', '.join(WHAT)}")
     if what not in TARGETS:
@@ -237,9 +249,9 @@ def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
-    """Attach the adapter saved in `folder` to a plain UNet, in place; weights only, no code is unpickled.
+    """Attach the adapter saved in `folder` to a plain UNet, in place. Only weights are read; no code is run.
 
-    Errors: no adapter, one made for another network, a file that is not one -> ValueError that says which
+    Errors: no adapter, an adapter of another network, a damaged or foreign file -> ValueError that says which
     """
     folder = Path(folder)
     try:

@@ -1,6 +1,7 @@
 """pld.py -- second opinions on epsilon: a tighter bound, the exact Gaussian, an approximation.
 
-No run relies on them unless it is told to (--accountant pld); accountant.py is what is promised by default.
+A run relies on the bound of accountant.py, unless it is told to rely on the tighter one here (--accountant
+pld).
 
   $ python pld.py                                          # five settings, three answers each
   $ python pld.py --q 0.017 --sigma 0.64 --steps 200 --delta 1e-5
@@ -17,11 +18,11 @@ import accountant
 from accountant import check
 from machinery import screen
 
-PLD_POINTS = 3**13           # grid points of the loss, 1.6 million; odd: the grid is symmetric about loss 0
+PLD_POINTS = 3**13           # 1.6 million points of the loss; odd, so that the grid is symmetric about loss 0
 
 
 def gaussian_epsilon(sigma: float, delta: float) -> float:
-    """The exact epsilon of ONE unsampled Gaussian of sensitivity 1.               [Balle & Wang 2018, Thm 8]
+    """The exact epsilon of ONE Gaussian of sensitivity 1, without sampling.       [Balle & Wang 2018, Thm 8]
 
         delta(epsilon) = Phi(1/(2 sigma) - epsilon sigma) - e^epsilon Phi(-1/(2 sigma) - epsilon sigma)
     """
@@ -43,7 +44,7 @@ def gaussian_epsilon(sigma: float, delta: float) -> float:
 def gdp_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
     """The central-limit APPROXIMATION, mu = q sqrt(steps (e^(1/sigma^2) - 1)). NOT A BOUND.  [Bu et al. 2020]
 
-    To be looked at, never to be promised: it can lie below the true epsilon.
+    It can lie below the true epsilon, so it must never be promised.
     """
     check(q=q, sigma=sigma, steps=steps, delta=delta)
     if steps == 0:
@@ -54,13 +55,13 @@ def gdp_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
 
 
 def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
-    """A tighter epsilon: the privacy loss distribution itself, composed by FFT.
+    """A tighter bound on epsilon, from the distribution of the privacy loss itself, composed by FFT.
 
-    Takes nothing from `rdp` but the width of its window and its tilt: a second opinion, not what we report.
+    It takes nothing from `rdp` except the width of its window and its tilt, so it is a second opinion.
     Source:    Koskela et al. 2020; Gopi et al. 2021
-    Guarantee: every rounding goes to the safe side, for the removed and for the added example, float64's too:
-               the FFT's error, by thrice the bound that is proved for powers of 2, is added to delta
-               (_composed_epsilon)
+    Guarantee: every rounding goes to the safe side, for the removed and for the added example. This includes
+               the rounding of float64: an error of the FFT is added to delta, almost three times as large as
+               the bound that is proved for lengths that are powers of 2 (see FFT_ERROR, _composed_epsilon)
     Errors:    as `epsilon`
     Example:   q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 6.76878
     """
@@ -68,21 +69,21 @@ def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
 
 
 def joint_epsilon(runs, delta: float, images: int = 1) -> float:
-    """Epsilon of several runs on the same images, against neighbours that differ by `images` images.
+    """Epsilon of several runs on the same images, where neighbours differ by `images` images.
 
-    A person with k images is in a lot j times, j ~ Binomial(k, q), and then moves the sum by at most j C: one
-    step is N(0, sigma^2) against a mixture of N(j, sigma^2).
+    A person with k images is in a lot j times, j ~ Binomial(k, q), and then moves the sum by at most j C. One
+    step is therefore N(0, sigma^2) against a mixture of N(j, sigma^2).
     Source:    Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling", Thm 1.1
     Shapes:    runs: a list of (q, sigma, steps)
-    Guarantee: as `pld_epsilon`, for normals of any length; what the longest one of machinery/secret.py
-               adds to delta is bounded by `tail` there
-    Errors:    images not whole, below 1 or above 1000, else as `epsilon` -> ValueError
+    Guarantee: as `pld_epsilon`, for unbounded normals. Those of machinery/secret.py are bounded; `tail` there
+               bounds what this adds to delta
+    Errors:    images not whole, below 1 or above 1000 -> ValueError; else as `epsilon`
     Example:   [(.00853, .4526, 110)], delta=1e-5, images=2 -> 14.93, less than twice the 8.13 of one image
     """
     for q, sigma, steps in runs:
         check(q=q, sigma=sigma, steps=steps, delta=delta)
     if not 1 <= images <= 1000 or int(images) != images:
-        raise ValueError(f"images = {images}, expected a whole number, 1 to 1000")
+        raise ValueError(f"images = {images}, expected a whole number from 1 to 1000")
     runs = [run for run in runs if run[2] > 0]
     if not runs:
         return 0.0
@@ -91,11 +92,12 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     tight = max(_removed_and_added(runs, delta, images))
     if images > 1:
         return tight
-    return min(tight, accountant.composed_epsilon(runs, delta))      # RDP holds where the grid is too coarse
+    # both are bounds; RDP's is the smaller one where the grid is too coarse
+    return min(tight, accountant.composed_epsilon(runs, delta))
 
 
 def _removed_and_added(runs, delta, images) -> tuple[float, float]:
-    """`joint_epsilon` for the examples removed, and for the examples added: the larger counts."""
+    """`joint_epsilon` for removed examples, and for added ones. The larger of the two counts."""
     # the window [-L, L]: by Markov's inequality the total loss exceeds L with probability below delta / 10^7
     orders = 1 + np.geomspace(1e-3, 1e6, 120)
     divergence = sum(steps * _rdp(q, sigma, orders, images) for q, sigma, steps in runs)
@@ -107,7 +109,7 @@ def _removed_and_added(runs, delta, images) -> tuple[float, float]:
 
     removed, added, slack = [], [], 0.0
     for q, sigma, steps in runs:
-        # the loss increases with z: the cells between grid points are cells of z, two are open
+        # the loss increases with z, so the cells between grid points are cells of z; the outer two are open
         z, off = _z_of(loss, q, sigma, images)
         edges, slack = np.r_[-math.inf, z, math.inf], slack + steps * off
         without, error_without = _normal_mass(edges / sigma)     # under N(0, sigma^2), (PLD_POINTS + 1,)
@@ -117,17 +119,17 @@ def _removed_and_added(runs, delta, images) -> tuple[float, float]:
             present, error_present = present + share * shifted, error_present + share * error_shifted
         removed.append((present, without, error_present, error_without, off, steps))
         added.append((without[::-1], present[::-1], error_without[::-1], error_present[::-1], off, steps))
-    # added: the same masses, loss -> -loss
+    # for added examples the masses are the same, and the loss has the other sign
     return tuple(_composed_epsilon(pairs, loss, delta, tilt, far) + slack for pairs in (removed, added))
 
 
 def _times_in_a_lot(q, images) -> np.ndarray:
-    """P(j of the k images are in the lot), j = 0..k."""
+    """P(j of the k images are in the lot) for j = 0..k."""
     return np.array([math.comb(images, j) * q**j * (1 - q)**(images - j) for j in range(images + 1)])
 
 
 def _loss(z, q, sigma, images):
-    """log sum_j P(j) e^((2 j z - j^2) / (2 sigma^2)) and its slope in z: (n,) -> (n,), (n,)."""
+    """The loss, log sum_j P(j) e^((2 j z - j^2) / (2 sigma^2)), and its slope in z: (n,) -> (n,), (n,)."""
     j = np.arange(images + 1)
     with np.errstate(divide="ignore"):
         terms = np.log(_times_in_a_lot(q, images)) + (2 * j * z[:, None] - j * j) / (2 * sigma**2)
@@ -136,7 +138,7 @@ def _loss(z, q, sigma, images):
 
 
 def _z_of(loss, q, sigma, images) -> tuple[np.ndarray, float]:
-    """The z at which one step has this loss, -inf where none has; and how far off its loss is, at most."""
+    """The z at which one step has this loss (-inf if there is none), and the largest error of its loss."""
     lowest = images * math.log1p(-q) if q < 1 else -math.inf
     z, there = np.full(loss.shape, -math.inf), loss > lowest
     l, off = loss[there], 0.0
@@ -144,11 +146,11 @@ def _z_of(loss, q, sigma, images) -> tuple[np.ndarray, float]:
     if images == 1:
         z[there] = sigma**2 * (l + np.log(-np.expm1(lowest - l)) - math.log(q)) + 0.5
         return z, rounding
-    low, high = -40 * sigma, images + 40 * sigma                     # beyond them lies no mass that counts
+    low, high = -40 * sigma, images + 40 * sigma                     # the mass beyond them is negligible
     for part in np.array_split(np.arange(len(l)), 100):
         table = np.linspace(low, high, 10_000)
         guess = np.interp(l[part], _loss(table, q, sigma, images)[0], table)
-        for _ in range(4):                                               # Newton: the loss is convex in z
+        for _ in range(4):                                               # Newton's method; the loss is convex
             value, slope = _loss(guess, q, sigma, images)
             guess = np.clip(guess - (value - l[part]) / np.maximum(slope, 1e-300), low, high)
         inside = (low < guess) & (guess < high)
@@ -158,13 +160,13 @@ def _z_of(loss, q, sigma, images) -> tuple[np.ndarray, float]:
 
 
 def _rdp(q, sigma, orders, images):
-    """RDP of one step against `images` images, for the window and the tilt alone: not rounded up."""
+    """RDP of one step against `images` images, for the window and the tilt alone: it is not rounded up."""
     if images == 1:
         return accountant.rdp(q, sigma, orders)
     z = np.linspace(-40 * sigma, images + 40 * sigma, 20_000)
     log_density = -z**2 / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi)) + math.log(z[1] - z[0])
     loss, _ = _loss(z, q, sigma, images)
-    # beyond some order the integrand leaves the grid; those orders are of no use, and infinite here
+    # beyond some order the integrand leaves the grid; such orders are of no use, and their RDP is set to inf
     values = [logsumexp(log_density + a * loss) / (a - 1) for a in orders]
     inside = [np.argmax(log_density + a * loss) < len(z) - 1000 for a in orders]
     return np.maximum(np.where(inside, values, np.inf), 0)
@@ -173,7 +175,7 @@ def _rdp(q, sigma, orders, images):
 def _tilt(tilts, divergence, delta, log_error) -> float:
     """The smallest tilt that keeps the FFT's error below delta / 10^7 near epsilon (Chernoff's bound).
 
-    No larger: the more tilt, the more of the mass lies beyond the window, and is counted in full.
+    With a larger tilt more of the mass would lie beyond the window, where it is counted in full.
     """
     about = np.min(divergence - math.log(delta) / tilts)                 # RDP's epsilon, or a little more
     chernoff = tilts * (divergence - about)                          # log of E[e^(tilt (total - epsilon))]
@@ -181,25 +183,29 @@ def _tilt(tilts, divergence, delta, log_error) -> float:
     return tilts[enough.argmax()] if enough.any() else tilts[chernoff.argmin()]
 
 
-EPS = 2.0**-52               # float64's spacing at 1: a rounding errs by half of it at most, relatively
-# relative L2 error of one transform; proved for powers of 2: 7 log2(n) EPS / 2    [Higham 2002, Thm 24.2]
+EPS = 2.0**-52               # float64's spacing at 1; the relative error of a rounding is at most half of it
+# relative L2 error of one transform. For powers of 2, 7 log2(n) EPS / 2 is proved  [Higham 2002, Thm 24.2]
 FFT_ERROR = 10 * math.log2(PLD_POINTS) * EPS
 
 
 def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
-    """Epsilon of all steps of `pairs`, (P, Q, their errors, the edges', steps) each: masses, cell by cell of
-    the grid `loss`, whose loss is log(dP/dQ).
+    """Epsilon of all steps of `pairs`, composed on the grid `loss` of values of log(dP/dQ).
 
-    A cell's mass moves to the two ends of the cell so that its P-mass and its Q-mass both stay: a pair that
-    is never less revealing, and far closer than rounding up.     [Doroshenko et al. 2022, "connect the dots"]
-    The first cell lies below the grid and is rounded up to its first point; the last lies above: its loss is
-    infinity.
+    pairs: for each run (P, Q, error of P, error of Q, error of the edges, steps). P and Q are the masses in
+           each cell of the grid
 
-    What is composed is the tilted mass e^(tilt loss) mass / M, which lies nearer to epsilon: the FFT's error,
-    a share of all that it transforms, becomes small beside delta, and is added to it. In L2, f = FFT_ERROR:
+    The mass of each cell is moved to the two ends of the cell in such a way that its P-mass and its Q-mass
+    both stay the same. The pair that results is never less revealing, and much closer to the true one than
+    after rounding up.                                            [Doroshenko et al. 2022, "connect the dots"]
+    The first cell lies below the grid, and its loss is rounded up to the first point. The last cell lies
+    above the grid, and its loss counts as infinite.
+
+    What is composed is the tilted mass e^(tilt loss) mass / M, which lies nearer to epsilon. The FFT's error
+    is a share of everything that it transforms, so it becomes small beside delta. It is added to delta. In
+    L2, with f = FFT_ERROR:
         |error of the total|  <=  f (steps |tilted| + |total|)  <=  f (steps + 1) |tilted|
     """
-    step, points = min(loss[len(loss) // 2 + 1], 700), len(loss)         # the grid's middle is 0
+    step, points = min(loss[len(loss) // 2 + 1], 700), len(loss)         # the middle of the grid is 0
     log_lasts, log_moment, log_M, spectrum, error, count = 0.0, 0.0, 0.0, 1.0, 0.0, 0
     for P, Q, error_P, error_Q, off, steps in pairs:
         mass = _connect_the_dots(P, Q, error_P, error_Q, off, loss, step)
@@ -214,10 +220,10 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
         error, count = max(error, float(np.linalg.norm(tilted))), count + steps
     lost = -math.expm1(log_lasts) + math.exp(min(log_moment - far * loss[-1], 0))
     total = np.fft.fftshift(np.fft.irfft(spectrum, points)).clip(min=0)
-    error *= FFT_ERROR * (count + 1 + len(pairs))                        # the powers, and their product
-    untilted = total * np.exp(np.minimum(log_M - tilt * loss, 30))       # delta > 1: no matter
+    error *= FFT_ERROR * (count + 1 + len(pairs))                        # of the powers and their product
+    untilted = total * np.exp(np.minimum(log_M - tilt * loss, 30))       # the cap acts where delta > 1
 
-    def gap(e: float) -> float:                                      # log of delta(e) / delta: almost a line
+    def gap(e: float) -> float:                                      # log of delta(e) / delta, almost linear
         above = np.searchsorted(loss, e)                             # delta(e) = E_P[(1 - exp(e - loss))_+]
         seen = float(untilted[above:] @ -np.expm1(e - loss[above:]))
         cells = min(-1 / math.expm1(-2 * tilt * step), points / 2)    # sum of e^(-2 tilt (loss - e))
@@ -233,23 +239,25 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
 
 
 def _connect_the_dots(P, Q, error_P, error_Q, off, loss, step) -> np.ndarray:
-    """One step's mass at each point of the grid. A cell whose edges are off by `off` may hold losses from a
-    little below its lower end, and so have more at its upper: (e^step + 1) off / (e^step - 1) of all at most.
+    """One step's mass at each point of the grid.
+
+    If the edges of a cell are wrong by up to `off`, it may hold losses from slightly below its lower end.
+    More of its mass then belongs to its upper end: at most a share of (e^step + 1) off / (e^step - 1).
     """
     inner = P[1:-1] + error_P[1:-1]
     growth = np.exp(np.minimum(loss[1:], 700))
     rounding = error_Q[1:-1] * growth + (abs(loss[1:]) + 4) * EPS * inner
     rounding += (math.exp(step) + 1) * off * math.exp(min(off, 700)) * inner
     lower = (Q[1:-1] * growth - inner - rounding) / math.expm1(step)
-    lower = np.clip(lower, 0, inner)         # the share of the lower end; what is unsure goes to the upper
+    lower = np.clip(lower, 0, inner)         # of the lower end; what is uncertain goes to the upper end
     return np.r_[P[0] + error_P[0] + lower[0], inner[:-1] - lower[:-1] + lower[1:], inner[-1] - lower[-1]]
 
 
 def _normal_mass(edges):
-    """Phi(b) - Phi(a) for edges a <= b, taken in the tail where both are small; and a bound on its error.
+    """Phi(b) - Phi(a) for edges a <= b, taken in the tail where both are small, and a bound on its error.
 
-    ndtr(z) is off by up to (4 + 2 z^2) EPS, relatively, for z < 0 [measured: tests/test_pld.py], a z rounded
-    twice by (1 + z^2) EPS more; below -37 ndtr is 0.
+    For z < 0 the relative error of ndtr(z) is at most (4 + 2 z^2) EPS [measured: tests/test_pld.py]. That z
+    is rounded twice adds (1 + z^2) EPS. Below z = -37, ndtr is 0.
     """
     a, b = edges[:-1], edges[1:]
     high, low = np.where(a > 0, ndtr(-a), ndtr(b)), np.where(a > 0, ndtr(-b), ndtr(a))
@@ -262,8 +270,8 @@ SETTINGS = [(0.017, 0.64, 200, 1e-5), (0.034, 1.7, 93, 1e-5), (0.04, 1.5, 2250, 
 
 
 def show_comparison(settings) -> None:
-    """RDP beside PLD and the approximation."""
-    print("      q    sigma   steps   delta   RDP (ours) tight (PLD)  CLT, not a bound")
+    """Print the bounds by RDP and by PLD beside the approximation."""
+    print("      q    sigma   steps   delta    RDP bound   PLD bound  CLT, not a bound")
     for q, sigma, steps, delta in settings:
         print(f"{q:>7g} {sigma:>8.4g} {steps:>7} {delta:>7g}   "
               f"{accountant.epsilon(q, sigma, steps, delta)[0]:>10.4f} "
@@ -272,14 +280,15 @@ def show_comparison(settings) -> None:
 
 def main() -> None:
     parser = screen.Parser(__doc__)
-    parser.add_argument("runs", nargs="*", metavar="privacy.json", help="of runs on the same images")
-    parser.add_argument("--images", type=int, default=1, help="how many of them are one person's")
+    parser.add_argument("runs", nargs="*", metavar="privacy.json",
+                        help="the privacy reports of runs on the same images")
+    parser.add_argument("--images", type=int, default=1, help="how many of the images belong to one person")
     parser.add_argument("--sigma", type=float, help="the noise multiplier (default: a table of settings)")
-    parser.add_argument("--delta", type=float, default=1e-5, help="a probability")
-    parser.add_argument("--q", type=float, default=0.017, help="sampling rate, lot size / data size")
-    parser.add_argument("--steps", type=int, default=200, help="steps of one run")
+    parser.add_argument("--delta", type=float, default=1e-5, help="the delta of (epsilon, delta)")
+    parser.add_argument("--q", type=float, default=0.017, help="the sampling rate B/N")
+    parser.add_argument("--steps", type=int, default=200, help="the number of steps of one run")
     a = parser.parse_args()
-    with screen.one_line(parser.prog, "no more can be lowered"):
+    with screen.one_line(parser.prog, "close other programs"):
         if a.images != 1 and not a.runs:
             raise ValueError(f"--images {a.images}: expected a run's privacy.json with it")
         if a.runs:
@@ -289,8 +298,8 @@ def main() -> None:
             print(f"{screen.count(len(runs), 'run')}, {screen.count(a.images, 'image')} a person: epsilon = "
                   f"{spent:.4f} at delta = {a.delta:g}")
             if spent == math.inf:
-                print("inf: the grid is too coarse for that many images or steps, or for so small a delta; "
-                      "nothing is shown")
+                print("inf: the grid is too coarse for so many images or steps, or for so small a delta, so "
+                      "no bound is shown")
         else:
             show_comparison(SETTINGS if a.sigma is None else [(a.q, a.sigma, a.steps, a.delta)])
 

@@ -1,10 +1,11 @@
 """unet.py -- the network that predicts the noise.
 
-A UNet (Ronneberger et al. 2015) of residual blocks and attention, told t and the class: Ho et al. 2020,
-App. B, with two things of Dhariwal & Nichol 2021, "ADM": several heads, attention on several levels. t and
-class are added to the features, as there; ADM scales them, too. Nothing here knows about noising or privacy.
+It is a UNet (Ronneberger et al. 2015) of residual blocks and attention that is told t and the class, as in
+Ho et al. 2020, App. B. Two things come from Dhariwal & Nichol 2021, "ADM": several heads, and attention on
+several levels. t and the class are added to the features, as in Ho et al.; ADM also scales the features by
+them. Nothing in this file knows about noising or privacy.
 
-  $ python unet.py            # what the default network is made of, level by level
+  $ python unet.py            # what the default network is made of, part by part
 """
 import math
 
@@ -15,14 +16,20 @@ from torch import Tensor
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sines and cosines of t at geometrically spaced frequencies: (n,) -> (n, width).  [Vaswani Sec. 3.5]"""
+    """Sines and cosines of t at geometrically spaced frequencies: (n,) -> (n, width).
+
+    Source: Vaswani et al. 2017, Sec. 3.5
+    """
     frequency = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angle = t[:, None].float() * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + embedding))): (n, c_in, h, w), (n, e) -> (n, c_out, h, w)."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + embedding))).
+
+    Shapes: x (n, c_in, h, w), embedding (n, e) -> (n, c_out, h, w)
+    """
 
     def __init__(self, c_in: int, c_out: int, embedding: int):
         super().__init__()
@@ -38,11 +45,12 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + proj(softmax(Q K^T / sqrt(d)) V), pixels as tokens: (n, c, h, w) -> the same.
+    """x + proj(softmax(Q K^T / sqrt(d)) V), where each pixel is a token: (n, c, h, w) -> the same.
 
+    qkv and proj are plain nn.Linear layers, because the paper adapts them. The softmax is written out,
+    because torch.func.vmap has no rule for torch's fused attention.
+    Errors: channels that `heads` does not divide -> ValueError
     Source: Vaswani et al. 2017, Eq. 1
-    qkv and proj are plain nn.Linear, the layers that the paper adapts. The softmax is written out:
-    torch.func.vmap has no rule for the fused one.
     """
 
     def __init__(self, channels: int, heads: int):
@@ -64,14 +72,17 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x_t: model(x, t, labels), (n, C, H, W), (n,), (n,) -> (n, C, H, W).
+    """Predicts the noise in x_t.
 
-    blocks:           residual blocks per level on the way down; one more on the way up
-    attention_levels: where each block is followed by attention (0 is the finest); the middle always is
-    classes:          their number; the label `classes` itself is the null class, for guidance. None:
-                      unconditional, labels are ignored
-    patch:            each patch x patch square of pixels becomes channels on the way in, and back
-    names:            of the classes, in the order of their labels; private ones are found by them
+    Shapes: model(x, t, labels), (n, C, H, W), (n,), (n,) -> (n, C, H, W)
+    blocks:           residual blocks of each level on the way down; each level has one more on the way up
+    attention_levels: levels on which each block is followed by attention (0 is the finest). The middle of the
+                      network always has attention
+    classes:          their number. The label `classes` itself is the null class, which guidance needs. With
+                      None the network is unconditional and ignores labels
+    patch:            each patch x patch square of pixels becomes channels on the way in, and pixels again
+                      on the way out
+    names:            of the classes, in the order of their labels; a private class is found by its name
     """
 
     def __init__(self, image_channels: int = 1, channels: int = 32, multipliers: tuple = (1, 2),
@@ -138,7 +149,7 @@ class UNet(nn.Module):
 
 
 def run(stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-    """One stage of the UNet: a strided convolution, or a residual block and its attention."""
+    """Run one stage of the UNet: a strided convolution, or a residual block and its attention."""
     if isinstance(stage, nn.Conv2d):
         return stage(x)
     block, attention = stage
@@ -146,7 +157,7 @@ def run(stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
 
 
 def _zero(layer: nn.Module) -> None:
-    """Zero-initialised outputs: each block starts as the identity, the network as the constant 0."""
+    """Set an output layer to 0: each block starts as its skip connection, the network as the constant 0."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 
@@ -158,5 +169,5 @@ if __name__ == "__main__":
     print(f"{'together':<16} {sum(p.numel() for p in model.parameters()):>8,}")
     x = torch.randn(2, 1, 28, 28)
     out = model(x, torch.tensor([0, 999]), torch.tensor([3, model.classes]))
-    print(f"{tuple(x.shape)} -> {tuple(out.shape)}; untrained it predicts {out.abs().max():g}: "
-          f"its last layer starts at 0")
+    print(f"{tuple(x.shape)} -> {tuple(out.shape)}; the untrained network predicts {out.abs().max():g}, "
+          f"because its last layer starts at 0")

@@ -227,7 +227,8 @@ def test_alpha_bar_is_ddpms_and_x_t_is_signal_and_standard_normal_noise(page):
 
 def moved(page):
     """How far the added image moves the sum, as the page says it."""
-    return float(re.search(r"moves the sum by ([\d.]+), which", element(page, "moved").text).group(1))
+    said = element(page, "moved").text
+    return float(re.search(r"moves the sum of the clipped gradients by ([\d.]+), which", said).group(1))
 
 
 def test_a_gradient_is_dragged_by_mouse_by_finger_and_by_keys(page):
@@ -323,7 +324,7 @@ def test_the_sliders_numbers_are_the_accountants(page):
     ours = accountant.epsilon_in_short(q, 2.1, 150, 1e-6)
     assert ours <= number(page, 3, "epsilon, at most") <= ours * 1.001
     needed = accountant.calibrate(0.7, 1e-6, q, 150, accountant.epsilon_in_short)
-    assert number(page, 3, "sigma for the wished epsilon") == pytest.approx(needed, rel=1e-3)
+    assert number(page, 3, "sigma for the target epsilon") == pytest.approx(needed, rel=1e-3)
     element(page, "use-sigma").click()
     assert 0.699 < number(page, 3, "epsilon, at most") <= 0.7
     type_number(page, "B", 60000)                        # more than N: every image is in every lot

@@ -1,8 +1,8 @@
-"""clothes.py -- public clothes drawn by code: ten garments with labels, in Fashion-MNIST's documented frame.
+"""clothes.py -- public garments drawn by code: ten classes with labels, in Fashion-MNIST's documented frame.
 
-The public half of a private Fashion-MNIST run, as glyphs.py is for MNIST. Nobody's photograph is in it and
-nothing was fitted to any image: every outline below was written down by hand from general knowledge of
-clothes.
+A public base for Fashion-MNIST learns from these drawings, as one for MNIST learns from those of glyphs.py.
+They contain no photograph, and nothing was fitted to any image: every outline below was written down by hand
+from general knowledge of clothes.
 
   $ python -m drawings.clothes       # draws a sheet to runs/clothes.png, one class per row
 """
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # -----------------------------------------------------------------------------
-# 1. patterns: every garment is a choice from each of several lists; a choice is parts
+# 1. patterns: a garment is one choice from each of several lists, and a choice is a list of parts,
 # "kind x,y x,y ... ; kind ..."
 #
-# Units are pixels, y down, x to the right of the middle line.
+# Units are pixels; y goes down from the top, x to the right from the middle line. The kinds are:
 #   b  body       s  sleeve     a  accent (collar, sole)     p  panel on the body (pocket, belt, heel cap)
 #   h  hole
 #   r  ribbon, about 2 pixels wide (strap, handle)           l  line on the cloth (seam, button, lace)
-# A small letter is the right half, to be mirrored; a capital is drawn as it stands (shoes: toe to the left).
+# A small letter is the right half, which is mirrored. A capital letter is drawn as it stands (shoes have the
+# toe to the left).
 
 TEE = ["b 0,1 4,0 8,2 8,9 8,27 0,27", "b 0,1 3,0 7,2 6,9 6,15 7,26 0,27", "b 0,1 4,0 9,2 9,9 10,25 0,26",
         "b 0,1 3,0 7,1 7,9 7,27 0,27", "b 0,1 4,0 8,2 7,9 9,20 0,20", "b 0,1 3,0 7,2 6,8 8,26 0,28"]
@@ -153,10 +154,10 @@ CHOICES = [[TEE, SHORT * 3 + BARE, ROUND * 2 + VEE, FRONT], [LEGS, WAIST, CREASE
            [DRESS, DRESS_ARMS, DRESS_NECK, DRESS_FRONT], [COAT, LONG, LAPEL, OPENING], [SANDAL],
            [TEE, LONG * 2 + SHORT + BARE, COLLAR * 3 + ROUND, PLACKET], [SNEAKER, SOLE, LACES, PANEL],
            [BAG, HANDLE, FLAP], [BOOT, HEEL, SHAFT]]
-SHOES, SLEEVED = (5, 7, 9), (2, 4, 6)       # hanging sleeves lie closer to the body than they were cut
+SHOES, SLEEVED = (5, 7, 9), (2, 4, 6)       # labels; hanging sleeves make the SLEEVED narrower
 NAMES = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
          "sandal", "shirt", "sneaker", "bag", "ankle boot")     # of the classes, in the order of their labels
-PRINTED = (1, 0.4, 0.8, 0.8, 0.4, 0.3, 1, 0.3, 0.5, 0.3)   # how often each class's prints are kept
+PRINTED = (1, 0.4, 0.8, 0.8, 0.4, 0.3, 1, 0.3, 0.5, 0.3)   # the probability that a print is kept, by class
 PER_CLASS = 120              # patterns kept per class
 FIELD, SPAN = 60, 30         # a pattern is FIELD x FIELD over SPAN x SPAN pixels
 PIECE = 250                              # images drawn at a time
@@ -164,7 +165,7 @@ _AXIS = (np.arange(FIELD, dtype=np.float32) + 0.5) * SPAN / FIELD - SPAN / 2
 
 
 def _polygon(p: np.ndarray) -> np.ndarray:
-    """Which part of each cell lies inside the closed polygon p (E, 2), by winding number: (FIELD, FIELD)."""
+    """How much of each cell lies inside the closed polygon p (E, 2), by winding number: (FIELD, FIELD)."""
     (x0, y0), (x1, y1) = p.T[:, :, None], np.roll(p, -1, 0).T[:, :, None]
     turn = (y0 <= _AXIS).astype(np.float32) - (y1 <= _AXIS)  # (E, rows): +1 down, -1 up
     e, row = np.nonzero(turn)
@@ -176,7 +177,7 @@ def _polygon(p: np.ndarray) -> np.ndarray:
 
 
 def _ribbon(p: np.ndarray, width: float) -> np.ndarray:
-    """The same for a line of `width` pixels along the points p."""
+    """The same for a line along the points p, `width` pixels wide."""
     (x, y), (dx, dy) = p[:-1].T, np.diff(p, axis=0).T
     x, y = _AXIS[:, None] - x, _AXIS[:, None, None] - y  # (FIELD, E), (FIELD, 1, E)
     along = ((x * dx + y * dy) / np.maximum(dx * dx + dy * dy, 1e-9)).clip(0, 1)         # (FIELD, FIELD, E)
@@ -185,7 +186,10 @@ def _ribbon(p: np.ndarray, width: float) -> np.ndarray:
 
 
 def _draw(text: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A pattern's maps (4, FIELD, FIELD): whole, second piece, accent, lines; its half width and height."""
+    """The maps of a pattern, and half its width and height.
+
+    Shapes: (4, FIELD, FIELD), which are the whole, the second piece, the accent and the lines; (2,)
+    """
     jitter, swing, taper = rng.uniform(0.05, 0.5), rng.normal(0, 0.1), rng.normal(0, 0.15)
     turn, parts = np.array([[np.cos(swing), -np.sin(swing)], [np.sin(swing), np.cos(swing)]]), []
     for part in filter(str.strip, text.split(";")):
@@ -217,7 +221,10 @@ def _draw(text: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _patterns() -> tuple[Tensor, Tensor]:
-    """Every class's patterns (10, PER_CLASS, 4, FIELD, FIELD), half sizes (10, PER_CLASS, 2), one seed."""
+    """The patterns of all classes, from one seed, and half their sizes.
+
+    Shapes: (10, PER_CLASS, 4, FIELD, FIELD), (10, PER_CLASS, 2)
+    """
     rng = np.random.default_rng(0)
     drawn = [_draw(";".join(str(rng.choice(slot)) for slot in slots),
     rng) for slots in CHOICES for _ in range(PER_CLASS)]
@@ -226,7 +233,7 @@ def _patterns() -> tuple[Tensor, Tensor]:
 
 
 # -----------------------------------------------------------------------------
-# 2. pictures: a pattern is bent, cut from a random cloth and photographed
+# 2. pictures: a pattern is bent and cut from a random cloth
 
 @functools.cache
 def _linear(k: int) -> Tensor:
@@ -235,8 +242,9 @@ def _linear(k: int) -> Tensor:
 
 
 def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """n public garments on black, the longer side about 28 pixels, centred; shoes with the toe to the left.
+    """n public garments, centred on a black background; the longer side has about 28 pixels.
 
+    Shoes have the toe to the left.
     Each image: a random class and pattern -> scale, shear, turn -> smooth bend -> a cloth of random
     brightness, folds and print -> seams and rim.
     Shapes:  images (n, 1, 28, 28) float32 in [-1, 1] (-1: background), labels (n,) int64, an index into
@@ -247,7 +255,7 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     """
     if n < 1:
         raise ValueError(f"draw: n = {n}, expected at least 1 image")
-    if n > PIECE:  # one piece's maps fit in the cache: faster
+    if n > PIECE:  # faster: the maps of one piece fit in the cache
         images, labels = zip(*(draw(min(PIECE, n - i), generator) for i in range(0, n, PIECE)))
         return torch.cat(images), torch.cat(labels)
     patterns, halves = _patterns()
@@ -302,4 +310,4 @@ if __name__ == "__main__":
     order = torch.cat([(labels == c).nonzero()[:20, 0] for c in range(10)])
     Path("runs").mkdir(exist_ok=True)
     save_image((images[order] + 1) / 2, "runs/clothes.png", nrow=20)
-    print("200 public garments, drawn by code and worn by nobody: runs/clothes.png")
+    print("200 public garments, drawn by code: runs/clothes.png")

@@ -1,9 +1,9 @@
 """faces.py -- public portraits drawn by code, in the framing of CelebA and of Labeled Faces in the Wild.
 
-The public half of a private run on photographs of faces. A head is an ellipsoid with a relief, and has the
-proportions of the artists' canon. It turns, a lamp lights it, and a camera takes the picture. No photograph
-was looked at and no number was measured on one: the author knows what faces look like, and knows the framing
-from the data sets' own descriptions.
+A public base for photographs of faces learns from these drawings. A head is an ellipsoid with a relief, and
+has the proportions of the artists' canon. It turns, a lamp lights it, and a camera takes the picture. No
+photograph was looked at and no number was measured on one. The author knows what faces look like, and knows
+the framing from the descriptions of the data sets.
 
   $ python -m drawings.faces         # draws a sheet to runs/faces.png
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 SIDE = 64
 NAMES = ("face",)                        # the only class
-PIECE = 100                              # images drawn at a time: of larger pieces each one takes longer
+PIECE = 100                              # images drawn at a time; in larger pieces each image takes longer
 NUMBERS, FIELDS = 159, 6                 # random numbers of an image: single ones, and fields of 64 x 64
 
-# Colours (red, green, blue) as a display shows them; those between two neighbours in a table are drawn, too.
+# Colours (red, green, blue) as a display shows them. Colours between two neighbours in a table occur, too.
 SKIN = ((0.95, 0.79, 0.71), (0.91, 0.71, 0.59), (0.81, 0.59, 0.46), (0.62, 0.43, 0.31), (0.29, 0.19, 0.15))
 HAIR = ((0.06, 0.05, 0.05), (0.09, 0.07, 0.06), (0.17, 0.11, 0.08), (0.31, 0.20, 0.12), (0.66, 0.50, 0.31))
 RED, GREY = ((0.33, 0.16, 0.09), (0.48, 0.27, 0.16)), ((0.30, 0.30, 0.30), (0.80, 0.78, 0.76))
@@ -27,8 +27,8 @@ THINGS = ((0.02, 0.02, 0.03), (0.12, 0.08, 0.06), (0.38, 0.26, 0.18), (0.72, 0.6
           (0.60, 0.61, 0.62), (0.25, 0.26, 0.28), (0.08, 0.10, 0.20), (0.30, 0.45, 0.65), (0.66, 0.78, 0.90),
           (0.55, 0.65, 0.40), (0.16, 0.26, 0.12), (0.10, 0.10, 0.08), (0.45, 0.10, 0.10), (0.70, 0.35, 0.40))
 
-# Bells on both halves of the face: size, place across from its middle line and down from the eyes, and half
-# widths across and down. The unit of length is the distance between the pupils.
+# Bells on both halves of the face: the size, the place (across from the middle line, and down from the eyes),
+# and the half widths across and down. The unit of length is the distance between the pupils.
 RELIEF = ((0.30, 0.00, 0.52, 0.17, 0.16), (0.15, 0.17, 0.59, 0.09, 0.09), (0.14, 0.00, 0.08, 0.10, 0.22),
           (0.20, 0.00, 0.32, 0.13, 0.20), (-0.10, 0.42, -0.05, 0.28, 0.15), (0.06, 0.45, -0.30, 0.40, 0.12),
           (0.10, 0.62, 0.52, 0.26, 0.25), (0.10, 0.00, 1.52, 0.28, 0.18), (0.06, 0.00, 1.05, 0.45, 0.25),
@@ -55,21 +55,22 @@ def _lay(picture: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
 
 
 def _ellipsoid(x: Tensor, y: Tensor, axes: Tensor, turn: Tensor, nod: Tensor) -> tuple[Tensor, ...]:
-    """Where rays at (x, y) meet a turned ellipsoid: its own coordinates, depth, distance from its rim."""
+    """Where rays at (x, y) meet a turned ellipsoid: its own coordinates, depth, and distance from its rim."""
     right = torch.stack([turn.cos(), 0 * turn, turn.sin()], 1)
     down = torch.stack([nod.sin() * turn.sin(), nod.cos(), -nod.sin() * turn.cos()], 1)
     near = torch.stack([-nod.cos() * turn.sin(), nod.sin(), nod.cos() * turn.cos()], 1)
     p = x[:, None] * right + y[:, None] * down                                           # (n, 3, 64, 64)
     pp, pn, nn = (p / axes).square().sum(1), (p * near / axes ** 2).sum(1), (near / axes).square().sum(1)
-    square = (pn ** 2 - nn * (pp - 1)).clamp(min=-0.6)      # below 0 the ray misses, and the depth falls on
+    square = (pn ** 2 - nn * (pp - 1)).clamp(min=-0.6)      # below 0 the ray misses, and the depth goes on
     depth = (torch.where(square > 0.04, square.clamp(min=0.04).sqrt(), 0.1 + square / 0.4) - pn) / nn
     return p + depth[:, None] * near, depth, 1.3 * ((pp - pn ** 2 / nn).clamp(min=1e-6).sqrt() - 1)
 
 
 def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """n public portraits, each of a person, a lamp and a camera of its own.
+    """n public portraits, each with a person, a lamp and a camera of its own.
 
-    Shapes: images (n, 3, 64, 64) float32 in [-1, 1], labels (n,) int64, all 0: there is one class
+    Shapes: images (n, 3, 64, 64) float32 in [-1, 1], labels (n,) int64, all 0 because there is one class
+    Errors: n < 1 -> ValueError
     """
     if n < 1:
         raise ValueError(f"faces.draw: n = {n}, expected at least 1 image")
@@ -78,7 +79,7 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
 
 
 def _draw(n: int, generator: torch.Generator | None) -> Tensor:
-    size = NUMBERS + FIELDS * SIDE ** 2                     # image by image, so that PIECE changes nothing
+    size = NUMBERS + FIELDS * SIDE ** 2                     # for each image by itself: PIECE changes nothing
     pool = torch.stack([torch.randn(size, generator=generator) for _ in range(n)])
     numbers = iter(pool[:, :NUMBERS, None, None].clamp(-2.5, 2.5).unbind(1))             # (n, 1, 1) each
     fields = iter(pool[:, NUMBERS:].view(n, FIELDS, SIDE, SIDE).unbind(1))               # (n, 64, 64) each

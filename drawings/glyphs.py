@@ -1,9 +1,9 @@
 """glyphs.py -- public digits drawn by code: pen strokes and a font, deformed at random, in MNIST's frame.
 
-Every way to write a digit is a list of strokes; a stroke is a list of "x,y" points on a 10 x 14 grid (y down)
-joined by a smooth curve; a point written twice is a corner. The shapes were written down by hand from how
-people are taught to write: no person is in them and nothing was fitted to any image, so "public" means
-public.
+Every way to write a digit is a list of strokes. A stroke is a list of "x,y" points on a 10 x 14 grid (y goes
+down) that a smooth curve joins; a point that is written twice is a corner. The shapes were written down by
+hand from how people are taught to write. No person's handwriting is in them and nothing was fitted to any
+image, so they are public in the strict sense.
 
   $ python -m drawings.glyphs         # a sheet of 200: runs/glyphs.png
 """
@@ -44,17 +44,17 @@ STROKES = {
         "8,3 5,0 1,2 1,5 4,7 8,4 8,1 8,1 6,8 4,14", "7,1 3,1 1,4 3,7 7,4 8,1 8,1 8,8 8,14"],
 }
 FIELD, REACH = 40, 1.6  # a template is a FIELD x FIELD map over [-REACH, REACH]^2 of glyph units (height 2)
-PER_DIGIT, POINTS = 240, 160  # jittered drawings kept per digit; points along each drawing
+PER_DIGIT, POINTS = 240, 160  # jittered drawings of each digit; points along each drawing
 
 
 def _curve(text: str, jitter: float, rng: np.random.Generator) -> np.ndarray:
-    """'x,y x,y | x,y ...' -> (POINTS, 2) points evenly spaced along the jittered Catmull-Rom strokes."""
+    """'x,y x,y | x,y ...' -> (POINTS, 2): points evenly spaced along jittered Catmull-Rom strokes."""
     dense = []
     for stroke in text.split("|"):
         p = np.array([[float(v) for v in xy.split(",")] for xy in stroke.split()])
         corner = np.r_[False, np.all(p[1:] == p[:-1], axis=1)]
         move = rng.normal(0, jitter, p.shape)
-        move[corner] = move[np.flatnonzero(corner) - 1]                 # a corner's two points stay one
+        move[corner] = move[np.flatnonzero(corner) - 1]                 # a corner's two points stay together
         p = p + move
         p = np.concatenate([p[:1], p, p[-1:]])
         u = np.linspace(0, 1, 40, endpoint=False)[:, None]
@@ -71,7 +71,7 @@ def _curve(text: str, jitter: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _font_template(digit: int) -> tuple[Tensor, Tensor]:
-    """A typeset digit (the scalable font inside Pillow) as (field, points), see _templates."""
+    """A typeset digit (in the scalable font of Pillow) as (field, points), see _templates."""
     from PIL import Image, ImageDraw, ImageFont
     from scipy.ndimage import distance_transform_edt
     size = 256
@@ -98,8 +98,8 @@ def _font_template(digit: int) -> tuple[Tensor, Tensor]:
 def _templates() -> tuple[Tensor, Tensor]:
     """All drawings: distance to the pen's path (10, PER_DIGIT+1, FIELD, FIELD), points (10, ., POINTS, 2).
 
-    Units: glyph heights / 2. The last drawing of each digit is the typeset one. Built once, from a fixed
-    seed: the drawings are public and are the same for everybody.
+    Units: glyph heights / 2. The last drawing of each digit is the typeset one. They are made once, from a
+    fixed seed, so they are the same for everybody.
     """
     rng, fields, points = np.random.default_rng(0), [], []
     axis = torch.linspace(-REACH, REACH, FIELD)
@@ -121,7 +121,8 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     Each image: a random drawing -> rotation, shear, scale -> fitted into the box -> smooth elastic
     displacement -> inked with a random stroke width.
     Shapes: images (n, 1, 28, 28) float32 in [-1, 1], labels (n,) int64
-    Source: elastic displacement, Simard et al. 2003; the frame, the MNIST database's own description
+    Errors: n < 1 -> ValueError
+    Source: elastic displacement: Simard et al. 2003; the frame: the MNIST database's own description
     """
     if n < 1:
         raise ValueError(f"glyphs.draw: n = {n}, expected at least 1 image")
@@ -166,4 +167,4 @@ if __name__ == "__main__":
     order = torch.cat([(labels == digit).nonzero()[:20, 0] for digit in range(10)])
     Path("runs").mkdir(exist_ok=True)
     save_image((images[order] + 1) / 2, "runs/glyphs.png", nrow=20)
-    print("200 public digits, drawn by code and by nobody: runs/glyphs.png")
+    print("200 public digits, drawn by code: runs/glyphs.png")

@@ -1,9 +1,10 @@
-"""smears.py -- public blood smears drawn by code: the eight cells of a haematologist's first lesson.
+"""smears.py -- public blood smears drawn by code: eight kinds of cells, one in the middle of each picture.
 
-The public half of a private run on blood cells, as glyphs.py is for MNIST and clothes.py for garments.
-Nobody's blood is in it and no number was measured on an image: proportions, shapes and stains were written
-down by hand from what textbooks say of a smear stained by May-Gruenwald and Giemsa, in the published frame:
-one cell in the middle of the picture (Acevedo et al. 2020). What its author had seen before: docs/base.md.
+A public base for blood cells learns from these drawings, as one for MNIST learns from those of glyphs.py and
+one for garments from those of clothes.py. They contain no photograph, and no number was measured on an image.
+Proportions, shapes and stains were written down by hand from what textbooks say of a smear stained by
+May-Gruenwald and Giemsa. The frame is the published one, with one cell in the middle (Acevedo et al. 2020).
+docs/bases.md says what the author had seen before.
 
   $ python -m drawings.smears        # draws a sheet to runs/smears.png, one class per row
 """
@@ -19,9 +20,9 @@ SIDE = 64
 
 
 class Cell(NamedTuple):
-    """What a textbook says of one kind of cell; lengths of the nucleus in units of the cell's radius."""
+    """What a textbook says of one kind of cell. Lengths of the nucleus are in units of the cell's radius."""
     radius: tuple[float, float]          # of the cell, pixels
-    lobes: tuple[int, int]               # of the nucleus, laid along an arc; 0: it has none
+    lobes: tuple[int, int]               # number of lobes of the nucleus, along an arc; 0: no nucleus
     lobe: tuple[float, float]            # radius of a lobe
     arc: tuple[float, float]             # radius of the arc that they lie on
     span: tuple[float, float]            # its length, radians
@@ -29,7 +30,7 @@ class Cell(NamedTuple):
     nucleus: tuple[float, float, float]
     granule: tuple[float, float, float]
     grains: tuple[float, float]          # share of the cell that granules cover
-    coarse: int                          # noise cells across the picture: few make large granules
+    coarse: int                          # noise cells across the picture: few of them make large granules
     over: float                          # how much of the granules lies over the nucleus
 
 
@@ -52,7 +53,7 @@ CELLS = {
                      (0.55, 0.36, 0.64), (0.50, 0.30, 0.60), (0.3, 0.7), 26, 1.0)}
 NAMES = tuple(CELLS)      # of the classes, in the order of their labels
 MOST_LOBES = 6
-RED_CELLS = 7                            # at most that many lie around
+RED_CELLS = 7                            # the largest number of red cells in a picture
 PLASMA, RED, RED_PALE = (0.95, 0.90, 0.86), (0.87, 0.68, 0.65), (0.93, 0.82, 0.79)
 PIECE = 500                              # images drawn at a time
 
@@ -75,9 +76,10 @@ def _lay(picture: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
 
 
 def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """n public smears: a light ground, red cells around, one cell in the middle, a stain of its own.
+    """n public smears: a light background, red cells, one cell in the middle, and a stain of its own.
 
     Shapes: images (n, 3, 64, 64) float32 in [-1, 1], labels (n,) int64, in the order of CELLS
+    Errors: n < 1 -> ValueError
     """
     if n < 1:
         raise ValueError(f"smears.draw: n = {n}, expected at least 1 image")
@@ -109,7 +111,7 @@ def _draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     x, y = x - uniform(-2.5, 2.5, 1, 1), y - uniform(-2.5, 2.5, 1, 1)
     radius = one_of("radius")
 
-    # the ground, and red cells that keep out of the cell's way
+    # the background, and red cells that leave the middle to the cell
     picture = torch.tensor(PLASMA)[None, :, None, None] + 0.01 * noise(3, SIDE, SIDE)
     count = torch.randint(2, RED_CELLS + 1, (n,), generator=generator)
     for i in range(RED_CELLS):
@@ -128,7 +130,7 @@ def _draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     picture = _lay(picture, body, colour("plasma"))
     picture = picture + (0.03 * body * cloud(10))[:, None]
 
-    # its nucleus: lobes along an arc, which wind together where they overlap
+    # its nucleus: lobes along an arc, which join where they overlap
     lobes = one_of("lobes").round()
     arc, span, turn = one_of("arc") * radius, one_of("span"), uniform(0, 2 * math.pi)
     nucleus = torch.zeros(n, SIDE, SIDE)
@@ -143,7 +145,7 @@ def _draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     picture = _lay(picture, 0.95 * nucleus, dark)
     picture = picture + (nucleus * (0.05 * cloud(14) + 0.03 * cloud(32)))[:, None]
 
-    # its granules: where a cloud as fine as they are is high enough for them to cover their share
+    # its granules: they lie where smooth noise exceeds the threshold that makes them cover their share
     coarse = torch.tensor([cell.coarse for cell in CELLS.values()])
     sizes, which = coarse.unique(return_inverse=True)
     grain = torch.stack([cloud(int(size)) for size in sizes])[which[labels], torch.arange(n)]
@@ -153,7 +155,7 @@ def _draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     grain = torch.sigmoid((grain - threshold) / 0.15) * body * (1 - nucleus * (1 - over))
     picture = _lay(picture, uniform(0.5, 0.95, 1, 1) * grain, colour("granule"))
 
-    # the stain and the lamp of the day
+    # the strength of the stain and of the light
     picture = picture * uniform(0.94, 1.04, 3, 1, 1) + uniform(-0.04, 0.03, 1, 1, 1)
     return picture.clamp(0, 1) * 2 - 1, labels
 
@@ -164,4 +166,4 @@ if __name__ == "__main__":
     order = torch.cat([(labels == kind).nonzero()[:10, 0] for kind in range(len(CELLS))])
     Path("runs").mkdir(exist_ok=True)
     save_image((images[order] + 1) / 2, "runs/smears.png", nrow=10)
-    print(f"{len(order)} public cells, drawn by code and out of nobody's veins: runs/smears.png")
+    print(f"{len(order)} public blood cells, drawn by code: runs/smears.png")

@@ -1,15 +1,15 @@
 """ex02 -- one loss for each image, from K draws.                     [DDPM Eq. 14; DPDM Sec. 3.2; 15 minutes]
 
 A single draw of (t, noise) says little about an image, and private training adds noise of its own. So look at
-each image K times, at x_ik, which is image i noised to level t_ik:
+each image K times. Draw k of image i is x_ik, the image noised to level t_ik:
 
     loss_i = (1/K) sum_k  || noise_ik - model(x_ik, t_ik, label_i) ||^2 / (CHW)
 
-The mean over k is taken HERE, inside the loss of image i. One image then has ONE loss, one gradient, and is
-made no longer than a fixed length C once (hour 2): K draws cost no privacy. (The code that the authors of
-DP-LoRA published gives each image K rows and clips each of the n K rows. That mistake is bug01.)
-Hint:     x0[:, None] broadcasts against K draws; the model wants (n K, C, H, W), rows i K .. i K + K - 1
-          being image i
+The mean over k is taken HERE, inside the loss of image i. So an image has ONE loss and ONE gradient, which is
+later cut to a fixed length C (ex07). That is why K draws cost no privacy. (The code that the authors of
+DP-LoRA published makes K rows of each image and clips each of the n K rows. That mistake is bug01.)
+Hint:     x0[:, None] broadcasts against K draws. The model wants (n K, C, H, W), where the rows i K to
+          i K + K - 1 belong to image i
 Grade:    python -m pytest exercises -k ex02
 """
 import torch                                                             # noqa: F401

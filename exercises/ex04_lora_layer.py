@@ -2,11 +2,12 @@
 
     y = W x + b + (lora_alpha / r) B A x,      A: (r, d_in), B: (d_out, r)
 
-W and b are public and frozen. Only A and B meet private data: r (d_in + d_out) numbers instead of d_in d_out.
-DP-SGD adds noise to every trainable number, so fewer numbers mean noise of a smaller norm: sigma C
-sqrt(count). B starts at zero: before the first step the layer is the public one, exactly.
+W and b are public and frozen. Only A and B are trained on private data: r (d_in + d_out) numbers instead of
+d_in d_out. DP-SGD adds noise to every trained number, and the norm of that noise is about sigma C
+sqrt(count), so fewer numbers mean less noise. B starts at zero, so before the first step the layer is exactly
+the public one.
 Look at:  `python lora.py`
-Hint:     x holds vectors in its LAST dimension, so it is x @ W.mT; never form B A, (x A^T) B^T is cheaper
+Hint:     x holds vectors in its LAST dimension, so W x is x @ W.mT. Do not form B A: (x A^T) B^T is cheaper
 Grade:    python -m pytest exercises -k ex04
 """
 import torch                                                             # noqa: F401

@@ -1,10 +1,10 @@
-"""ex05 -- take the adapter out again: one matrix instead of three.                 [LoRA Sec. 4.1; 5 minutes]
+"""ex05 -- merge the adapter: one matrix instead of three.                          [LoRA Sec. 4.1; 5 minutes]
 
     W' = W + (lora_alpha / r) B A
 
-The merged layer is the same function at the price of the plain one. Merging reads only what is already
-private-safe: post-processing, it spends no epsilon. It also shows what was published: an update of W of rank
-at most r.
+The merged layer computes the same function at the price of a plain one. Merging reads only numbers that are
+already private, so it is post-processing and spends no epsilon. It also shows what was published: an update
+of W of rank at most r.
 Look at:  `python lora.py`
 Hint:     which of B A and A B has the shape of W?
 Grade:    python -m pytest exercises -k ex05

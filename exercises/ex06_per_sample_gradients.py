@@ -2,10 +2,10 @@
 
     g_i = gradient of loss(params, example_i) with respect to params,      i = 1 .. n
 
-loss.backward() gives the SUM over the lot, in which nobody can be clipped any more. torch.func has what we
-need: grad(f) is the function that computes f's gradient (by its first argument), vmap(f) the one that runs f
-on each row.
-Look at:  `python dpsgd.py`, which checks it against a loop
+loss.backward() gives the SUM over the lot, the batch of a step, and in a sum nobody can be clipped any more.
+torch.func has what we need: grad(f) is the function that computes the gradient of f with respect to its first
+argument, and vmap(f) is the function that runs f on each row.
+Look at:  `python dpsgd.py`, which compares it with a loop
 Hint:     in_dims says which arguments are cut into rows: None (whole) for params, 0 for each of the examples
 Grade:    python -m pytest exercises -k ex06
 """
@@ -22,7 +22,7 @@ def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads
     """g_i = gradient of loss(params, *example_i) with respect to params: vmap(grad), the definition.
 
     Shapes:  loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
-    An example whose gradient is NaN spoils its own row alone.
+    An example whose gradient is NaN makes its own row NaN and no other.
     Example: loss = (w x)^2, w = 1, x = (1, 3) -> g = (2, 18)
     """
     raise NotImplementedError                                            # about 1 line

@@ -1,14 +1,14 @@
 """ex07 -- clip and sum: nobody counts for more than C.                    [DP-SGD Alg. 1, line 8; 20 minutes]
 
-    sum_i  g_i min(1, C / ||g_i||),      ||g_i||^2 = the squares of ALL trainable numbers, over all tensors
+    sum_i  g_i min(1, C / ||g_i||),      ||g_i||^2 = the squares of ALL trained numbers, over all tensors
 
-This line is the guarantee: add or remove one example, and the sum moves by at most C in L2. That number, the
-sensitivity, is what the noise is measured against. Everything that can move the sum further is a hole in the
-proof. An example with a NaN or infinite gradient counts as zero; otherwise one image could destroy the sum
-for all.
-Hint:     0 * NaN is NaN: replace with torch.where, do not multiply. A zero gradient stays zero: C / 0 = inf,
-          min(1, inf) = 1. Take the norm in float64 (g.double()): in float32 the square of 2e-23 is 0, and a
-          gradient whose norm seems to be 0 passes unclipped
+The guarantee rests on this line: if one example is added or removed, the sum moves by at most C in L2. That
+number is the sensitivity, and the noise is made in proportion to it. If anything can move the sum further,
+the proof fails. An example with a NaN or infinite gradient counts as zero; otherwise one image could destroy
+the sum of all.
+Hint:     0 * NaN is NaN, so replace with torch.where and do not multiply. A zero gradient stays zero: C / 0
+          is inf, and min(1, inf) = 1. Take the norm in float64 (g.double()): in float32 the square of 2e-23
+          is 0, and a gradient whose norm seems to be 0 passes unclipped
 Grade:    python -m pytest exercises -k ex07
 """
 import torch                                                             # noqa: F401

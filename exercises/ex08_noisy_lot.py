@@ -2,15 +2,16 @@
 
     g = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )
 
-Three traps, each of which has been shipped: the lot may be EMPTY (the noise must come all the same, or its
-absence says that nobody was sampled); B is the DECLARED batch size (the realised one is private); memory
-forces chunks, but the noise belongs to the step, not to the chunk.
-The noise is made of `normals`, one of N(0, 1) for each weight. The caller draws them from a secret key, new
-ones for each step. Do not draw your own: torch's generator can be predicted.
+Published code has fallen into each of three traps. The lot, the random batch of the step, may be EMPTY: the
+noise is added all the same, since a result without noise says that nobody was sampled. B is the DECLARED
+batch size, because the true one is private. Memory makes us cut the lot into chunks, but the noise belongs to
+the step and not to the chunk.
+Make the noise from `normals`, which holds one draw of N(0, 1) for each weight. The caller draws them from a
+secret key, new ones for each step. Do not draw your own: torch's generator can be predicted.
 Look at:  `python dpsgd.py` and `python -m machinery.secret`
-Hint:     start from float64 zeros of params' shapes; a loop over range(0, len(lot), chunk) does nothing for
-          an empty lot; normals.split(sizes) cuts the normals into one piece for each tensor, .view(shape)
-          shapes it. Add up in float64, and round once, at the end, to the precision of params
+Hint:     start from float64 zeros in the shapes of params. A loop over range(0, len(lot), chunk) does nothing
+          for an empty lot. normals.split(sizes) cuts the normals into one piece for each tensor, and
+          .view(shape) shapes it. Add up in float64, and round once, at the end, to the precision of params
 Grade:    python -m pytest exercises -k ex08
 """
 from typing import Callable
@@ -18,7 +19,7 @@ from typing import Callable
 import torch                                                             # noqa: F401
 from torch import Tensor
 
-from dpsgd import clip_and_sum                                 # noqa: F401   (yours from ex07, proven)
+from dpsgd import clip_and_sum                                 # noqa: F401   (what you wrote in ex07)
 
 Params = dict[str, Tensor]
 

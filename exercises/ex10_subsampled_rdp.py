@@ -1,13 +1,13 @@
 """ex10 -- the same, when an image takes part only with probability q.  [Mironov et al. 2019; 40 minutes]
 
-Poisson sampling hides who is in the lot, so with the image the sum is the mixture (1 - q) N(0, sigma^2) + q
-N(1, sigma^2):
+Poisson sampling hides who is in the lot, the random batch of a step. So with the image, the sum is
+distributed as the mixture (1 - q) N(0, sigma^2) + q N(1, sigma^2):
 
     A_a = E_{z ~ N(0, sigma^2)} [ ( 1 - q + q exp((2z - 1) / (2 sigma^2)) )^a ],   RDP(a) = log(A_a) / (a - 1)
 
 There is no closed form for a real order a, but a sum over a fine grid of z (the trapezoid rule) is extremely
-accurate here. The integrand overflows for large a / sigma^2: keep its LOGARITHM on the grid, and add up with
-logsumexp.
+accurate here. The integrand overflows for a large a / sigma^2: compute its LOGARITHM on the grid, and add up
+with logsumexp.
 Hint:     z from -14 sigma to a + 14 sigma in steps of sigma / 25 (and at most sigma^2 / 3);
           log((1 - q) + q e^u) = np.logaddexp(np.log(1 - q), np.log(q) + u), also at q = 1;
           log of a point's weight: log(step) - log(sigma sqrt(2 pi)) - z^2 / (2 sigma^2)

@@ -1,10 +1,10 @@
-"""ex11 -- from RDP to the (epsilon, delta) that one may print.   [Canonne et al. 2020, Prop. 12; 10 minutes]
+"""ex11 -- from RDP to the (epsilon, delta) that may be stated.    [Canonne et al. 2020, Prop. 12; 10 minutes]
 
     epsilon = min over a of   RDP(a) + log((a - 1)/a) - (log(delta) + log(a)) / (a - 1)
 
-RDP(a) is the TOTAL over all steps. Every order a proves its own epsilon, and all of them hold: take the
-smallest. Small orders are good for large epsilons, large orders for small ones: that is why one computes
-many.
+RDP(a) is the TOTAL over all steps. Every order a proves an epsilon of its own, and all of them hold, so take
+the smallest. Small orders are best for large epsilons, and large orders for small ones. That is why many
+orders are computed.
 Look at:  `python accountant.py`, the column "best order"
 Hint:     numpy arrays, argmin
 Grade:    python -m pytest exercises -k ex11

@@ -1,7 +1,7 @@
-"""grade.py -- your function beside the repository's own, smallest input first; the first difference is told.
+"""grade.py -- runs your function beside the repository's own, and reports the first difference.
 
-A case is an input, a way to run it, and what a difference there would mean; cases/ has all of them.
-A hand-in is read before it is run: it has to compute its result from its arguments (`beyond`).
+A case is an input, a way to run it, and what a difference there would mean; cases/ has all cases, smallest
+first. A hand-in is read before it is run: it has to compute its result from its arguments (`beyond`).
 """
 import ast
 import builtins
@@ -29,30 +29,30 @@ from progress import table  # noqa: E402
 
 @dataclass(frozen=True)
 class Case:
-    """title: the input in a few words; means: what it teaches; run(function) -> what is compared."""
+    """title: the input in a few words; means: what a difference means; run(function) -> what is compared."""
     title: str
     means: str
-    shown: dict[str, Any]                                            # name -> value, as the message prints it
+    shown: dict[str, Any]                                                # name -> value, for the message
     run: Callable
     tolerance: tuple[float, float] = (1e-4, 1e-5)                        # relative, absolute
     expected: Any = None                                                 # None: ask the repository's function
-    on_shape: bool = False                                               # `means` explains a wrong shape, too
+    on_shape: bool = False                                               # `means` also explains a wrong shape
 
 
 @dataclass(frozen=True)
 class Exercise:
-    origin: str                                                       # file:name, where the repository has it
+    origin: str                                                          # file:name in the repository
     truth: Callable                                                      # the repository's own function
     cases: Callable[[], Iterable[Case]]                                  # smallest first
     uses: tuple[str, ...] = ()                             # what an answer may import from the repository
 
 
 class Told(Exception):
-    """Something to tell a student, in words of its own."""
+    """A message for the student, complete in itself."""
 
 
 def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, **kw) -> Case:
-    """The plain case: call the function with these arguments, each time with a fresh copy of each of them."""
+    """The plain case: call the function with these arguments, with fresh copies each time."""
     given = inspect.signature(truth).bind(*args, **kw).arguments
 
     def run(f):
@@ -60,8 +60,8 @@ def on(truth: Callable, title: str, means: str, *args, on_shape: bool = False, *
         result = f(*fresh.args, **fresh.kwargs)
         for name, value in fresh.arguments.items():
             if difference(value, given[name], 0, 0):
-                raise Told(f"your function changed its argument {name} in place, and the caller still needs "
-                           f"it: make a new tensor")
+                raise Told(f"your function changed its argument {name} in place, but the caller still needs "
+                           f"the old value. Make a new tensor")
         return result
     return Case(title, means, dict(given), run, on_shape=on_shape)
 
@@ -79,14 +79,14 @@ NEVER = {"os", "sys", "builtins", "inspect", "importlib", "gc", "ctypes", "subpr
 
 
 def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
-    """"" for a file that only computes, else the first thing in it that no right answer needs.
+    """"" for a file that only computes, otherwise a message about the first thing that no right answer needs.
 
-    It tells those who call the repository's answer, read the grader's variables or replace a function of
+    It detects files that call the repository's answer, read the grader's variables or replace a function of
     torch. It is no sandbox: README.md, "How to grade", has one.
     """
     nodes = list(ast.walk(tree))
     own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}     # `load` takes the built-in ones away
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}     # `load` removes the built-in ones
     own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes):
         own = set()
@@ -110,35 +110,35 @@ def beyond(tree: ast.Module, uses: tuple[str, ...]) -> str:
         if wrong:
             ours = f" and, from the repository, {', '.join(uses)}" if uses else ""
             return (f"line {node.lineno} has `{wrong[0]}`, which no right answer needs. Compute the result "
-                    f"from the arguments; import nothing but {', '.join(LIBRARIES)}{ours}")
+                    f"from the arguments, and import nothing but {', '.join(LIBRARIES)}{ours}")
     return ""
 
 
 def read(file: Path) -> ast.Module:
-    """What a file says; nothing in it is run. Errors: it cannot be read, or is no Python -> Told"""
+    """The syntax tree of a file, which is not run. Errors: it cannot be read, or is not Python -> Told"""
     try:
         if file.is_symlink() or file.parent.is_symlink() or not file.is_file():
-            raise Told(f"{file.name} is a link or a folder, or in a linked one: expected a file")
+            raise Told(f"{file.name} is a link or a folder, or lies in a linked folder: expected a file")
         return ast.parse(file.read_bytes(), str(file))
     except OSError as e:
         raise Told(f"{file.name} cannot be read: {type(e).__name__}") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:      # a wrong encoding is one of them
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:      # among them a wrong encoding
         raise Told(f"your file cannot be loaded{stop(e)}") from None
 
 
 def load(file: Path, uses: tuple[str, ...] | None = None) -> ModuleType:
-    """A file as a module, whatever the current folder; with `uses`, only if it takes nothing else."""
+    """A file as a module. With `uses`, it is refused if `beyond` finds something in it."""
     tree, module = read(file), ModuleType(file.stem)
     if uses is not None and beyond(tree, uses):
         raise Told(beyond(tree, uses))
-    if uses is not None:                           # a name of its own, say vars, is never the built-in one
+    if uses is not None:                           # a student's own name, say vars, is never the built-in one
         module.__dict__["__builtins__"] = {k: v for k, v in vars(builtins).items() if k not in NEVER}
     exec(compile(tree, str(file), "exec"), module.__dict__)
     return module
 
 
 def outcome(run: Callable, *args):
-    """What a call gives: a value, or the exception it ended in."""
+    """The value that a call returns, or the exception that it ends in."""
     torch.manual_seed(0)
     try:
         return run(*args)
@@ -158,12 +158,12 @@ def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable
             return "wrong", f"{short}: {said}"
         function = vars(module).get(wanted)
         if function is None:
-            return "wrong", f"{short}: {file.name} has no function {wanted}: the grader calls it by this name"
+            return "wrong", f"{short}: {file.name} has no function {wanted}, the name by which it is called"
     number = 0
     for number, case in enumerate(exercise.cases(), 1):
         got = outcome(lambda case=case: plain(case.run(function)))
         if isinstance(got, NotImplementedError):
-            return "blank", (f"{short} is still blank: open exercises/{name}.py, read its first lines, "
+            return "blank", (f"{short} is still blank: open exercises/{name}.py, read its first lines, and "
                              f"replace `raise NotImplementedError` (about {table(name)[0]} minutes)")
         expected = outcome(case.run, exercise.truth) if case.expected is None else case.expected
         if isinstance(expected, BaseException) and not isinstance(expected, ValueError):
@@ -175,7 +175,7 @@ def check(name: str, exercise: Exercise, folder: Path = HERE, function: Callable
 
 
 # -----------------------------------------------------------------------------
-# where two results part
+# where two results differ
 
 DICTS, LISTS, TENSORS = (dict, collections.OrderedDict), (list, tuple), (torch.Tensor, torch.nn.Parameter)
 NUMBERS = tuple(set(np.sctypeDict.values()) - {np.object_, np.void})
@@ -183,7 +183,7 @@ OTHERS = (int, float, bool, str, type(None), np.ndarray)
 
 
 class Stranger:
-    """In the place of a result of another class, which may say one thing now and another thing later."""
+    """It stands for a result of an unknown class, which might give different values each time it is read."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -193,7 +193,7 @@ class Stranger:
 
 
 def plain(x):
-    """A result, read once, by its exact type: containers are rebuilt, another class leaves its name only."""
+    """A result, read once by its exact type: containers are rebuilt, and unknown classes become Strangers."""
     def exactly(kinds):                                                  # `in` would ask the class itself
         return any(type(x) is kind for kind in kinds)
     if exactly(DICTS):
@@ -208,22 +208,24 @@ def plain(x):
 
 
 def form(x) -> str:
-    """What kind of thing it is, in words: two results that can be compared are of one form."""
+    """What kind of value it is, in words. Only two results of the same form can be compared."""
     if isinstance(x, Stranger):
         return str(x)
     if isinstance(x, dict):
         return "a dict with " + ", ".join(f"{name!r}: {form(x[name])}" for name in sorted(x, key=str))
     if isinstance(x, (tuple, list)):
         return f"{len(x)} values: " + ", ".join(map(form, x))
-    if type(x) in (torch.Tensor, torch.nn.Parameter):                    # others may lie about their numbers
+    if type(x) in (torch.Tensor, torch.nn.Parameter):            # a subclass may give false numbers
         return f"a tensor of shape {tuple(x.shape)}" + ("" if x.is_floating_point() else f" of {x.dtype}")
+    if type(x) is np.ndarray:
+        return f"a numpy array of shape {x.shape}"
     if isinstance(x, (int, float, np.number)) and not isinstance(x, bool):
         return "a number"
     return f"a {type(x).__name__}"
 
 
 def difference(got, expected, rtol: float, atol: float) -> str:
-    """"" if two results of one form agree, else the first place where they do not, in words."""
+    """"" if two results of the same form agree, otherwise the first place where they do not, in words."""
     if isinstance(got, Stranger):
         return f"got {got}, expected {form(expected)}"
     if isinstance(expected, (dict, tuple, list)):
@@ -236,12 +238,24 @@ def difference(got, expected, rtol: float, atol: float) -> str:
         return ""                                                        # a function, a schedule
     a, b = array(got), array(expected)
     if a.shape != b.shape:
-        return f"got numbers of shape {a.shape}, expected {b.shape}"
+        return f"the shape is wrong: got {a.shape}, expected {b.shape}"
     wrong = np.argwhere(~np.isclose(a, b, rtol, atol, equal_nan=True))
     if not len(wrong):
         return ""
     i = tuple(wrong[0].tolist())
     return f"{f'at index {i}: ' if i else ''}got {a[i]:.6g}, expected {b[i]:.6g}"
+
+
+def wrong_shape(got, expected, where: str = "") -> str:
+    """"" if no two tensors or arrays of the results differ in shape, otherwise the first pair, in words."""
+    if isinstance(got, dict) and isinstance(expected, dict):
+        both = [name for name in expected if name in got]
+        found = (wrong_shape(got[name], expected[name], f" of [{name!r}]") for name in both)
+        return next((text for text in found if text), "")
+    arrays = (torch.Tensor, np.ndarray)
+    if type(got) in arrays and type(expected) in arrays and got.shape != expected.shape:
+        return f"the shape{where} is wrong: got {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    return ""
 
 
 def array(x) -> np.ndarray:
@@ -253,9 +267,10 @@ def array(x) -> np.ndarray:
 
 
 def explain(name: str, origin: str, case: Case, got, expected) -> str:
-    """"" if the results agree; else the input, yours, what was expected, where they part, what that means.
+    """"" if the results agree; otherwise the input, both results, their difference, and what it means.
 
-    Code that stops, or returns something of another form, is told so; a lesson only where it is about shapes.
+    If the code stopped or returned another form, the message says so, and the lesson of the case is given
+    only where it is about shapes.
     """
     short, where, means = name[:4], "", case.means
     head = f"{short} differs from {origin}: {case.title}"
@@ -263,18 +278,22 @@ def explain(name: str, origin: str, case: Case, got, expected) -> str:
     if form(expected) == "a number" and type(got) in (torch.Tensor, np.ndarray) and got.shape == ():
         got = plain(got.item())
     if got is None:
-        head, means = f"{short}: your function returned nothing: does it end in a `return`?", ""
+        head, means = f"{short}: your function returned nothing. Does it end in a `return`?", ""
     elif isinstance(got, BaseException):
         if type(got) is type(expected):
             return ""
         head = f"{short}: {got}" if isinstance(got, Told) else f"{short}: your code stopped{stop(got)}"
+        if hint(got):
+            head += f"\n\n{hint(got)}"
         means = case.means if case.on_shape and isinstance(got, (RuntimeError, IndexError)) else ""
     elif isinstance(got, Stranger) or form(got) != form(expected):
         where = f"got {form(got)[:300]}, expected {form(expected)}"
+        if wrong_shape(got, expected):
+            head = f"{short}: {wrong_shape(got, expected)}"
         if not case.on_shape and not isinstance(expected, BaseException):
             text = (HERE / f"{name}.py").read_text("utf-8")
             shapes = re.search(r"^ +(Shapes: .*(?:\n {9,}\S.*)*)", text, re.M)
-            means = f"it has another form, so no number was compared. {shapes[1] if shapes else ''}"
+            means = f"the result has another form, so no number was compared. {shapes[1] if shapes else ''}"
     else:
         where = difference(got, expected, *case.tolerance)
         if not where:
@@ -290,7 +309,7 @@ def explain(name: str, origin: str, case: Case, got, expected) -> str:
 
 
 def stop(error: BaseException) -> str:
-    """" at line 12 of ex07_clipping.py: TypeError: ..."; the line is the last one in a student's file."""
+    """" at line 12 of ex07_clipping.py: TypeError: ...", with the last line that is in a student's file."""
     text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     frames = traceback.extract_tb(error.__traceback__)
     places = [(Path(frame.filename).name, frame.lineno) for frame in frames
@@ -300,13 +319,44 @@ def stop(error: BaseException) -> str:
     return f" at line {places[-1][1]} of {places[-1][0]}: {text}" if places else f": {text}"
 
 
+HINTS = {                                                # words of torch or numpy -> what they probably mean
+    "must match the size|broadcast|expanded size":
+        "The shapes of two tensors do not broadcast: counted from the last dimension, two sizes have to be "
+        "equal, or one of them has to be 1.",
+    "mat1 and mat2|size mismatch|inconsistent tensor size|first two dimensions of batch|core dimension":
+        "The shapes do not fit a matrix product: (m, k) @ (k, n) needs the same k twice.",
+    "view size is not compatible":
+        "`.view` was called on a tensor whose numbers do not lie one after the other in memory, for example "
+        "after a transpose; `.reshape` copies them if necessary.",
+    "invalid for input of size|cannot reshape|split_with_sizes":
+        "The sizes that were asked for do not add up to as many numbers as there are.",
+    "same dtype|expected scalar type|can't be cast":
+        "Tensors of different dtypes meet, such as float32 and float64, and one of them has to be converted.",
+    "control flow|calling .item":
+        "Inside vmap no number can be read from a tensor, so use torch.where in place of `if`.",
+    "Boolean value of Tensor|can(not)? be converted to":
+        "A tensor of several numbers stands where one number is needed.",
+    "in_dims|mapped dimension":
+        "in_dims needs one entry for each argument: None, or the dimension that is cut into rows.",
+    "equal size|Sizes of tensors must match|Dimension out of range|too many indices|out of bounds":
+        "A dimension is missing, or has another size than was expected."}
+
+
+def hint(error: BaseException) -> str:
+    """One sentence on what an error of torch or numpy probably means; "" for all others."""
+    for words, meaning in HINTS.items():
+        if isinstance(error, (RuntimeError, IndexError, ValueError)) and re.search(words, str(error)):
+            return textwrap.fill(f"Probable cause: {meaning}", 110)
+    return ""
+
+
 def line(name: str, value) -> str:
     text = show(value)
     return f"  {name:<12}= {text if len(text) < 200 else text[:200] + ' ...'}"
 
 
 def show(x) -> str:
-    """A value in one line: small tensors in full, large ones by shape and ends, a function's docstring."""
+    """A value in one line: small tensors in full, large ones by shape and ends, functions by docstring."""
     if isinstance(x, BaseException):
         return f"{type(x).__name__}: {(str(x).splitlines() or [''])[0]}"
     if torch.is_tensor(x) or isinstance(x, np.ndarray):

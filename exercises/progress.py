@@ -1,10 +1,10 @@
-"""progress.py -- how far have I come? One line an exercise, one a bug. And a class's marks.
+"""progress.py -- shows how far a student has come, a line for each exercise and bug, or the marks of a class.
 
   $ python exercises/progress.py                                  # this folder
   $ python exercises/progress.py hand-ins/anna                    # a hand-in: ex*.py and answers.py
-  $ python exercises/progress.py --csv hand-ins/* > marks.csv     # a line each; the points are README.md's
+  $ python exercises/progress.py --csv hand-ins/* > marks.csv     # a line for each hand-in
 
-A hand-in is a program that you are about to run: see README.md, "How to grade".
+The points are in README.md. A hand-in is a program that you are about to run: see "How to grade" there.
 """
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ BUGS = sorted(p.stem for p in (HERE / "bugs").glob("bug*.py"))
 NAMES = EXERCISES + BUGS
 SHIPPED = {p.name for p in HERE.rglob("*") if p.is_file()}
 MARK = {"done": "x", "blank": " ", "wrong": "!"}
-SECONDS = 60                                     # for one exercise of a hand-in: longer is an endless loop
+SECONDS = 60                                     # for one exercise of a hand-in; longer counts as a loop
 
 
 def short(name: str) -> str:
@@ -32,18 +32,18 @@ def short(name: str) -> str:
 
 
 def table(name: str) -> tuple[int, int]:
-    """(minutes, points) of an exercise or a bug, from README.md's table, the only place that has them."""
+    """(minutes, points) of an exercise or a bug, read from the table in README.md."""
     row = "bug" if name.startswith("bug") else name[:4]
     found = re.search(rf"^\| {row} \|.*\| (\d+) \| (\d+) \|$", (HERE / "README.md").read_text("utf-8"), re.M)
     return int(found[1]), int(found[2])
 
 
 # -----------------------------------------------------------------------------
-# grading, in a process of its own: whatever a hand-in does there, the next exercise is graded
+# grading in a process of its own, so that no hand-in can stop the grading of the next exercise
 
 
 def work(folder: Path, names: list[str], into: Path) -> None:
-    """Grade these exercises and bugs of a hand-in; a line of JSON each, as soon as it is known."""
+    """Grade these exercises and bugs of a hand-in, and write a line of JSON as soon as each is known."""
     import cases
     import grade
     import mutation
@@ -59,7 +59,7 @@ def work(folder: Path, names: list[str], into: Path) -> None:
 def results(folder: Path) -> dict[str, tuple[str, str]]:
     """exercise or bug -> ("done", "blank" or "wrong", message).
 
-    Where the process ends or hangs, the exercise that it was at is wrong, and another one does the rest.
+    If the process ends or hangs, the exercise that it was at is wrong, and a new process grades the rest.
     """
     found = {}
     while left := [name for name in NAMES if name not in found]:
@@ -72,10 +72,10 @@ def results(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
-    """(the results that a new process came to, in the order of `names`, how it ended).
+    """(the results of a new process, in the order of `names`; how it ended).
 
-    Where it writes them is told on its standard input: a hand-in finds it neither in its current folder,
-    which is empty, nor in the command line.
+    The process gets the name of its results file on standard input, so that a hand-in finds it neither in the
+    current folder, which is empty, nor in the command line.
     """
     with tempfile.TemporaryDirectory() as elsewhere, tempfile.TemporaryDirectory() as ours:
         into, heard, length = Path(ours) / "results", time.monotonic(), 0
@@ -89,9 +89,9 @@ def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
                 time.sleep(0.05)
                 if into.exists() and into.stat().st_size > length:
                     heard, length = time.monotonic(), into.stat().st_size
-            end = f"no answer after {SECONDS} s: is there an endless loop?"
+            end = f"there is no result after {SECONDS} s. Is there an endless loop?"
             if process.poll() is not None:
-                end = f"the process ended in it, with exit code {process.returncode}"
+                end = f"this exercise ended the grader's process with exit code {process.returncode}"
         finally:
             process.kill()
             process.wait()
@@ -99,7 +99,7 @@ def grade_some(folder: Path, names: list[str]) -> tuple[list, str]:
 
 
 def believed(text: str, names: list[str]) -> list:
-    """The lines of a results file, up to the first that is not that of the exercise whose turn it is."""
+    """The lines of a results file, up to the first that does not belong to the exercise whose turn it is."""
     lines = []
     for name, line in zip(names, text.splitlines()):
         try:
@@ -113,13 +113,13 @@ def believed(text: str, names: list[str]) -> list:
 
 
 def hand_in(path: Path) -> tuple[Path, list[str]]:
-    """(the folder with its files, what has to be said about them).   Errors: there is none -> ValueError"""
+    """(the folder with the files, remarks about them).   Errors: there is no such folder -> ValueError"""
     if not path.is_dir():
-        raise ValueError(f"{path.name} is a file, expected a folder: unpack it if it is an archive"
+        raise ValueError(f"{path.name} is a file, expected a folder. If it is an archive, unpack it"
                          if path.exists() else f"{path.name} does not exist")
     linked = [file for file in [path, *path.rglob("*")] if file.is_symlink() and file.is_dir()]
     if linked:
-        raise ValueError(f"{linked[0].name} is a link to a folder: expected the folder itself")
+        raise ValueError(f"{linked[0].name} is a link to a folder, expected the folder itself")
     files = [file for file in sorted(path.rglob("*")) if not file.is_dir() or file.suffix == ".py"]
     files = [file for file in files if not re.search(r"(^|/)(\.|__)", file.relative_to(path).as_posix())]
     folders = {file.parent for file in files if re.match(r"ex\d\d_.*\.py$|answers\.py$", file.name)}
@@ -127,12 +127,12 @@ def hand_in(path: Path) -> tuple[Path, list[str]]:
     strange = [file.relative_to(path).as_posix() for file in files if file.name not in SHIPPED]
     strange = strange[:3] + [f"{len(strange) - 3} more"] * (len(strange) > 3)
     if path not in folders and len(folders) != 1:
-        what = f"{len(folders)} hand-ins, give each of them" if folders else (
+        what = f"{len(folders)} hand-ins: name the folder of each" if folders else (
             f"no ex*.py, no answers.py, only {', '.join(strange)}" if strange else "no file that can be read")
         raise ValueError(f"{path.name} holds {what}")
     folder = path if path in folders else folders.pop()
     remarks = [f"found in {folder.relative_to(path)}/"] if folder != path else []
-    return folder, remarks + [f"not graded, by its name: {name}" for name in strange]
+    return folder, remarks + [f"not graded because of its name: {name}" for name in strange]
 
 
 # -----------------------------------------------------------------------------
@@ -152,14 +152,14 @@ def show(path: Path) -> None:
     caught = sum(found[bug][0] == "done" for bug in BUGS)
     print(*remarks, f"{count['done']} of {len(EXERCISES)} exercises done ({count['wrong']} wrong, "
           f"{count['blank']} blank), about {left} minutes left; {caught} of {len(BUGS)} bugs caught",
-          "to grade one, with its reason: python -m pytest exercises -k ex07 (or bug02)", sep="\n")
+          "to see the whole message of one: python -m pytest exercises -k ex07 (or bug02)", sep="\n")
 
 
 COLUMNS = ["student", *map(short, NAMES), "points", "of", "remark"]
 
 
 def marks(path: Path) -> list:
-    """A line of the table, whatever `path` is: the points of what is done, their sum, a remark."""
+    """A row of the table, whatever `path` is: the points of what is done, their sum, a remark."""
     try:
         folder, remarks = hand_in(path)
         found = results(folder)
@@ -170,16 +170,17 @@ def marks(path: Path) -> list:
     for status in ("wrong", "blank"):
         which = [short(name) for name in NAMES if found[name][0] == status]
         remarks += [f"{status}: {' '.join(which)}"] if which else []
-    told = [found[name][1] for name in NAMES if found[name][0] == "wrong"]       # what has no input to show
+    told = [found[name][1] for name in NAMES if found[name][0] == "wrong"]       # short: no input to show
     remarks += [message.partition(". ")[0] for message in told if "\n" not in message]
     return [path.name, *earned, sum(earned), sum(worth.values()), "; ".join(remarks) or "all done"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How far have I come? And a class's marks.")
-    parser.add_argument("folders", nargs="*", type=Path, default=[HERE], help="hand-ins; or this folder")
-    parser.add_argument("--csv", action="store_true", help="marks, a line for each folder")
-    parser.add_argument("--names", nargs="*", help=argparse.SUPPRESS)    # of a process that grades
+    parser = argparse.ArgumentParser(description="Shows how far a student has come, or the marks of a class.")
+    parser.add_argument("folders", nargs="*", type=Path, default=[HERE],
+                        help="folders of hand-ins (default: the exercises' own folder)")
+    parser.add_argument("--csv", action="store_true", help="print the marks, a line for each folder")
+    parser.add_argument("--names", nargs="*", help=argparse.SUPPRESS)    # in a process that grades
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")                    # names may be in any encoding
     if args.names:

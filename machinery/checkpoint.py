@@ -1,14 +1,18 @@
-"""checkpoint.py -- a run survives kill -9: everything that decides its future, written at once or not at all.
+"""checkpoint.py -- a run survives kill -9: all that decides its future is written at once or not at all.
 
-A checkpoint holds the adapter, its average, the optimiser, the key of the draws and the ledger of steps. It
-holds no secret of the noise: a run with --seed makes its key again from the seed, and goes on bit for bit on
-a CPU with the same --chunk; a private run that is resumed draws a fresh key for the steps from there on, so
-two continuations of one checkpoint have no noise in common. A step that ran and was lost with the process
-was shown to nobody, so running it again with other noise is no second look at the private images, unless what
-killed the process depended on that step: too little memory for a large batch, or a time limit.
-Only the owner may read a checkpoint: it holds a fingerprint of the private images. A finished run deletes it.
+A checkpoint holds the adapter, its running average, the optimiser, the key of the draws and the ledger of
+steps. It holds no secret of the privacy noise. A run with --seed makes its key again from the seed, and
+continues bit for bit on a CPU with the same --chunk. A private run that is resumed draws a fresh key for the
+steps from there on, so two continuations of one checkpoint have no noise in common.
 
-  $ python -m machinery.checkpoint      # writes, kills the writer half-way, reads
+A step that was lost with its process was shown to nobody, so running it again with other noise is no second
+look at the private images. The exception is a process that ended because of that very step: because a large
+batch needed too much memory, or because of a time limit.
+
+Only the owner may read a checkpoint, because it holds a fingerprint of the private images. A finished run
+deletes it.
+
+  $ python -m machinery.checkpoint      # writes a file, kills the writer half-way, reads the file
 """
 import contextlib
 import errno
@@ -30,22 +34,23 @@ from torch import Tensor
 
 from machinery import distributed, screen
 
-SAVE_EVERY = 25              # steps between checkpoints: what a crash can cost
-SECONDS = 60                 # and the time after which one is due all the same
-FINGERPRINTS = ("base", "private_images")                        # compared, never shown
-# what a resumed run may change: memory, pictures, places (what lies there is compared by its fingerprint)
+SAVE_EVERY = 25              # steps between checkpoints: the most that a crash can cost
+SECONDS = 60                 # a checkpoint is also due when the last one is older than this
+FINGERPRINTS = ("base", "private_images")                        # they are compared, and never shown
+# What a resumed run may change: memory, pictures, places. What lies there is compared by its fingerprint.
 FREE = ("chunk", "peek", "device", "data", "data_dir", "size", "out", "resume")
 
 
 def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a temporary file beside `path`, flush it to the disk, rename it over `path`.
+    """Write a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    A crash at any moment leaves the old file or the new one, whole. Errors: OSError, the old file untouched
+    A crash at any moment leaves the old file or the new one, whole.
+    Errors: OSError, which leaves the old file untouched
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.unlink(missing_ok=True)                          # left by a crash, perhaps readable by others
+        partial.unlink(missing_ok=True)                          # a crash may leave one that others can read
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as f:
             f.write(content)
@@ -58,7 +63,7 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):                                   # Windows cannot, nor can some disks
+    with contextlib.suppress(OSError):                                   # Windows and some disks cannot
         folder = os.open(path.parent, os.O_RDONLY)                       # the rename must survive a power cut
         try:
             os.fsync(folder)
@@ -71,25 +76,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def try_writing(folder: Path) -> None:
-    """Make `folder`; ValueError now rather than after an hour, if nothing can be written in it."""
+    """Make `folder`. If nothing can be written in it, raise ValueError now rather than after an hour."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:            # a name of its own: others may try, too
+        with tempfile.TemporaryFile(dir=folder) as f:            # its own name: others may try, too
             f.write(b"a full disk still takes an empty file")
     except OSError as e:
         raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder to write in, "
-                         f"or a place for one") from None
+                         f"or a place where one can be made") from None
 
 
 @contextlib.contextmanager
 def alone(lock: Path, fresh: bool = False):
-    """Inside the `with`, no other program holds `lock`: a file beside what is to be written, with our process
-    id. Of several ranks the first holds it for all.
+    """Inside the `with`, no other program holds `lock`, a file with our process id beside what is written.
 
-    Two runs in one folder would leave the privacy report of one beside the adapter of the other, which spent more.
-    A crash leaves the lock; on the same machine it is seen that its program has gone. Folders that were made
-    for the lock go again if nothing was written in them. fresh: the folder must not hold a run either.
-    Errors: held by another program, or no place for it, or a run there -> ValueError in one line
+    Two runs in one folder would leave the privacy report of one beside the adapter of the other, which may
+    have spent more. A crash leaves the lock behind; on the same machine it is recognised that its program
+    has ended. Folders that were made for the lock are removed if nothing was written in them. Of several
+    ranks, the first holds the lock for all.
+    fresh:  the folder must not hold a run either
+    Errors: a lock of another program, no place for one, or a run in the folder -> ValueError in one line
     """
     if not distributed.first():
         yield
@@ -102,26 +108,26 @@ def alone(lock: Path, fresh: bool = False):
         with contextlib.ExitStack() as held:
             try:
                 if _abandoned(lock, host):
-                    with _new(lock.with_name(lock.name + ".old"), words):    # one at a time clears it away
+                    with _new(lock.with_name(lock.name + ".old"), words):    # one at a time removes it
                         if _abandoned(lock, host):
                             lock.unlink()
                 held.enter_context(_new(lock, words))
             except FileExistsError as e:
                 owner = _read(e.filename) or "another program"
-                raise ValueError(f"{lock.parent} is in use by {owner}; wait for it or choose another place; "
-                                 f"if that is no program of ours, remove {e.filename}") from None
+                raise ValueError(f"{lock.parent} is in use by {owner}; wait for it, or choose another place. "
+                                 f"If that is not a run of this project, remove {e.filename}") from None
             if fresh:
                 prepare_folder(lock.parent)
             yield
     finally:
-        with contextlib.suppress(OSError):                               # the first that is not empty ends it
+        with contextlib.suppress(OSError):                              # stops at the first that is not empty
             for folder in made:
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def _new(path: Path, words: str):
-    """A file that did not exist before, for as long as the `with` lasts; FileExistsError if it did."""
+    """A file that exists only as long as the `with` lasts. FileExistsError if it existed before."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with os.fdopen(descriptor, "w") as f:
@@ -139,11 +145,11 @@ def _read(path: Path) -> str:
 
 
 def _abandoned(lock: Path, host: str) -> bool:
-    """Whether the lock's program is known to have ended: it ran here, and nobody has its id, or we have."""
+    """Whether the lock's program is known to have ended: it ran here, and its id is free or is our own."""
     there = re.fullmatch(rf"process (\d+) on {re.escape(host)}", _read(lock))
     if not there or os.name == "nt":                                     # Windows has no harmless way to ask
         return False
-    with contextlib.suppress(PermissionError):                           # somebody else's process: it lives
+    with contextlib.suppress(PermissionError):                           # a process of another user: it lives
         if int(there[1]) == os.getpid():                             # a container's first process, restarted
             return True
         try:
@@ -154,9 +160,9 @@ def _abandoned(lock: Path, host: str) -> bool:
 
 
 def save(path: Path, state: dict, mode: int = 0o600) -> None:
-    """torch.save that only the owner can read, as a checkpoint must be.
+    """torch.save to a file that only the owner can read, as a checkpoint must be.
 
-    Errors: OSError (on a file, torch.save makes a RuntimeError of it)
+    Errors: OSError (torch.save itself would raise RuntimeError)
     """
     whole = io.BytesIO()
     torch.save(state, whole)
@@ -166,10 +172,10 @@ def save(path: Path, state: dict, mode: int = 0o600) -> None:
 def load(path: Path, settings: dict) -> dict:
     """Read a checkpoint, weights only, if it was written under these `settings`.
 
-    The privacy report covers ONE mechanism: a run that changes sigma, q, the data or the adapter half-way is
-    another one. What no promise depends on (FREE) may change: out of memory, it goes on with a smaller chunk.
-
-    Errors: missing, unreadable or written under other settings -> ValueError in one line
+    The privacy report covers ONE mechanism. A run that changes sigma, q, the data or the adapter half-way is
+    another one. Settings on which no guarantee depends (FREE) may change: a run that was out of memory can
+    continue with a smaller chunk.
+    Errors: a checkpoint that is missing, unreadable or of other settings -> ValueError in one line
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -190,16 +196,16 @@ def load(path: Path, settings: dict) -> dict:
         elif before.get(k) != settings.get(k):
             changed.append(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now")
     if changed:
-        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}): one run is "
-                         f"one mechanism; resume with the same flags or start in another --out")
+        raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}); resume with the "
+                         f"same flags, or start in another --out")
     return state
 
 
 def shred(path: Path) -> None:
     """Overwrite a checkpoint with zeros, then remove it.
 
-    Blocks of earlier checkpoints, which the disk has freed when a newer one took their place, are not
-    reached. They hold no key, but a fingerprint of the private images.
+    This does not reach the blocks of earlier checkpoints, which the disk freed when a newer one took their
+    place. They hold no key of the noise, but they hold a fingerprint of the private images.
     """
     with open(path, "r+b") as f:
         f.write(bytes(path.stat().st_size))
@@ -211,7 +217,7 @@ def shred(path: Path) -> None:
 def finish_shredding(path: Path) -> None:
     """Remove a checkpoint that `shred` had begun to overwrite when its process was killed.
 
-    Errors: it was so, hence there is nothing to resume -> ValueError
+    Errors: there was one, so there is nothing to resume -> ValueError
     """
     if not path.is_file() or not path.with_name("privacy.json").is_file():
         return
@@ -220,11 +226,11 @@ def finish_shredding(path: Path) -> None:
     if overwritten:
         if distributed.first():
             shred(path)
-        raise ValueError(f"nothing to resume: the run is finished; what was left of {path} is removed now")
+        raise ValueError(f"nothing to resume: the run is finished, and what was left of {path} is removed")
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 of the tensors' bytes. Of private images it is private too: it stays in the checkpoint."""
+    """SHA-256 of the tensors' bytes. That of private images is private, too: it stays in the checkpoint."""
     h = hashlib.sha256()
     for t in tensors:
         h.update(str((t.dtype, tuple(t.shape))).encode() + t.detach().cpu().contiguous().numpy().tobytes())
@@ -236,36 +242,36 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the run's folder; refuse to write over another run."""
+    """Make the folder of a run, and refuse to write over another run."""
     known = ("privacy.json", "checkpoint.pt", "adapter_model.bin", "adapter_config.json", "config.json",
              "metrics.csv", "samples.png")
     mine = [name for name in known if (out / name).exists()]
-    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # of a killed run: they count
+    mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # also of a killed run
     if mine:
         hint = "--resume goes on with it, or choose" if "checkpoint.pt" in mine else "choose"
-        raise ValueError(f"{out} already holds a run ({', '.join(mine)}); nothing was overwritten; "
+        raise ValueError(f"{out} already holds a run ({', '.join(mine)}), and nothing was overwritten; "
                          f"{hint} another --out")
     try_writing(out)
 
 
 class Progress:
-    """How far a private run has come: the ledger of its steps, and what decides its future, in
-    folder/checkpoint.pt.
+    """How far a private run has come: the ledger of its steps and all that decides its future.
 
-    settings:  of the mechanism, compared on --resume
-    trainable: name -> tensor, with their running `average` (ddpm.EMA) and their `optimizer`
-    key:       of draws.py
+    It is kept in folder/checkpoint.pt.
+    settings:  those of the mechanism, which --resume compares
+    trainable: name -> tensor; `average` (ddpm.EMA) is their running average and `optimizer` trains them
+    key:       the key of draws.py
     """
 
     def __init__(self, folder: Path, settings: dict, trainable: dict, average, optimizer, key: Tensor):
         self.folder, self.settings = Path(folder), settings
         self.trainable, self.average = trainable, average
         self.optimizer, self.key = optimizer, key
-        self.done, self.metrics = 0, []                          # steps; of each: its number, epsilon, order
+        self.done, self.metrics = 0, []                          # steps; (step, epsilon, order) of each
         self.saved, self.stop = time.monotonic(), threading.Event()
 
     def begin(self, resume: bool) -> None:
-        """An empty folder; or everything taken back as it was, in place."""
+        """Start in an empty folder, or, to resume, restore everything as it was, in place."""
         if not resume:
             if distributed.rank() == 0:
                 prepare_folder(self.folder)
@@ -282,7 +288,7 @@ class Progress:
         self.done, self.metrics = state["step"], state["metrics"]
 
     def steps(self, total: int) -> Iterator[int]:
-        """The numbers of the steps that are still to be done. After Ctrl-C the step under way is the last."""
+        """The numbers of the steps that remain. After Ctrl-C the step under way is the last one."""
         if distributed.ranks() == 1:
             self.stop = stop_cleanly()
         for step in range(self.done + 1, total + 1):
@@ -295,17 +301,19 @@ class Progress:
 
     @contextlib.contextmanager
     def ending(self):
-        """Inside the `with` the run's files are written, after its last step. Ctrl-C ends that at once."""
+        """Inside the `with`, the files of a run are written after its last step. Ctrl-C ends that at once."""
         try:
             with screen.waiting(f"writing the files of {self.folder}, samples.png among them,"):
                 yield
         except KeyboardInterrupt:
             sys.exit(f"stopped while the files of {self.folder} were written: all {len(self.metrics)} steps "
-                     f"are done and in its checkpoint; --resume finishes it")
+                     f"are done and in its checkpoint; --resume finishes the run")
 
     def record(self, step: int, total: int, epsilon: float, order: float, save: bool = False) -> None:
-        """Enter a step that ran into the ledger, with the epsilon spent so far; a checkpoint when it is due:
-        asked for, every SAVE_EVERY steps, a minute after the last one, at the end, after Ctrl-C and its like.
+        """Enter a finished step into the ledger, with the epsilon spent so far. Write a checkpoint when due.
+
+        It is due if `save` asks for it, every SAVE_EVERY steps, SECONDS after the last one, at the end, and
+        after Ctrl-C or a similar signal.
         """
         self.metrics.append([step, epsilon, order])
         if distributed.rank() != 0:
@@ -317,7 +325,7 @@ class Progress:
             self.saved = time.monotonic()
 
     def save(self, step: int) -> None:
-        """All of it, as plain tensors, numbers and strings."""
+        """Write all of it, as plain tensors, numbers and strings."""
         weights = {name: p.detach() for name, p in self.trainable.items()}
         save(self.folder / "checkpoint.pt", dict(
             settings=self.settings, step=step, metrics=self.metrics, trainable=weights,
@@ -325,9 +333,10 @@ class Progress:
 
 
 def stop_cleanly() -> threading.Event:
-    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets: the step under way is finished and saved.
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets. The step under way is then finished and saved.
 
-    A second Ctrl-C kills. A second SIGTERM or SIGHUP does not: a terminal that closes may send two.
+    A second Ctrl-C ends the program at once. A second SIGTERM or SIGHUP does not, because a terminal that
+    closes may send two.
     """
     event = threading.Event()
 
@@ -350,9 +359,9 @@ if __name__ == "__main__":
         save(path, dict(settings={"sigma": 1.0}, step=42))
     except KeyboardInterrupt:
         os.fsync = real
-    print(f"writer killed half-way; the file still says step {load(path, {'sigma': 1.0})['step']}, "
-          f"mode {path.stat().st_mode & 0o777:o}")
+    print(f"the writer was killed half-way; the file still says step {load(path, {'sigma': 1.0})['step']}, "
+          f"and its mode is {path.stat().st_mode & 0o777:o}")
     try:
         load(path, {"sigma": 0.5})
     except ValueError as e:
-        print("resumed with less noise:", e)
+        print("with less noise it is refused:", e)

@@ -6,9 +6,9 @@ import torch
 
 
 def pick(name: str) -> torch.device:
-    """"auto" is cuda, else mps, else cpu; any other name is taken at its word.
+    """The device of this name. "auto" is cuda, else mps, else cpu.
 
-    Errors: a device that is not there -> ValueError
+    Errors: a device that is not available -> ValueError
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -28,7 +28,7 @@ PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 def hardware(device: torch.device) -> str:
-    """How well the device multiplies matrices of bfloat16: "units" made for it, "instructions" only, or "".
+    """What the device has to multiply matrices of bfloat16: "units" made for it, "instructions" only, or "".
 
     A CPU has units with AMX (Intel since 2023), and instructions with AVX512-BF16 alone (AMD since 2022).
     """
@@ -36,7 +36,7 @@ def hardware(device: torch.device) -> str:
         return "units" if torch.cuda.is_bf16_supported(False) else ""
     if device.type != "cpu":
         return ""
-    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():             # private names: they may be missing
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():            # torch's private names may be missing
         return "units"
     return "instructions" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else ""
 
@@ -44,10 +44,10 @@ def hardware(device: torch.device) -> str:
 def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto") -> str:
     """"bfloat16" or "float32": in which precision `network` runs forward and backward on this device.
 
-    With matrix units bfloat16 takes about half of the time of float32. With instructions alone it pays only
-    for the UNet that works on patches of pixels; on the 256 positions of a latent it is 1.1 to 1.3 times
-    slower. The choice follows from the hardware and the network, never from a measurement, so that a run that
-    is repeated or resumed makes the same one.
+    With matrix units, bfloat16 takes about half the time of float32. With instructions alone it is faster
+    only for the UNet that works on patches of pixels; on the 256 positions of a latent it is 1.1 to 1.3 times
+    slower. The choice follows from the hardware and the network, never from a measurement, so a run that is
+    repeated or resumed makes the same choice.
     """
     if asked != "auto":
         return asked
@@ -57,8 +57,10 @@ def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto
 
 
 def kind(device: torch.device) -> dict:
-    """What a gradient's rounding depends on. Ranks have to agree on it: where one image is taken out of the
-    list, all images behind it move to another rank, and must have the same gradients there.
+    """What the rounding of a gradient depends on. All ranks have to agree on it.
+
+    If one image is taken out of the list, all images behind it move to another rank, and they must have the
+    same gradients there.
     """
     return dict(device=device.type, bfloat16=hardware(device), torch=torch.__version__,
                 processor=torch.backends.cpu.get_cpu_capability())
@@ -67,7 +69,8 @@ def kind(device: torch.device) -> dict:
 def autocast(device: torch.device, network: torch.nn.Module, asked: str = "auto") -> torch.autocast:
     """The context in which `network` runs forward and backward in the chosen `precision`.
 
-    Only what runs inside is affected: losses stay float32, all of dpsgd.py's norms, sums and noise float64.
+    Only what runs inside is affected. Losses stay in float32, and the norms, sums and noise of dpsgd.py in
+    float64.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16,
                           enabled=precision(device, network, asked) == "bfloat16")

@@ -1,9 +1,9 @@
-"""distributed.py -- several processes, one mechanism.
+"""distributed.py -- several processes run one mechanism.
 
-Each rank keeps its own share of the private images. All ranks have one secret key, so each makes the coins of
-the whole Poisson lot and takes those of its share: the lot does not depend on the number of ranks. Exact
-sums are added by one all-reduce, and the noise is added once to the whole (dpsgd.private_gradient), so
-neither does the release. Rank 0 writes the files.
+Each process is a rank and keeps its own share of the private images. All ranks have the same secret key. Each
+draws the coins of the whole Poisson lot and uses those of its share, so the lot does not depend on the number
+of ranks. The ranks' exact sums are added by one all-reduce and the noise is added once to the total
+(dpsgd.private_gradient), so the release does not depend on it either. Rank 0 writes the files.
 
   $ torchrun --standalone --nproc-per-node=2 train.py --device cpu --out runs/two
   $ python -m machinery.distributed       # one lot, on one, two and three ranks
@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 
 def start(device: torch.device) -> tuple[int, int, torch.device]:
-    """(rank, ranks, device): joins the group that torchrun has announced; (0, 1, device) without one."""
+    """Join the group that torchrun has announced: (rank, ranks, device); without a group (0, 1, device)."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1, device
@@ -28,33 +28,33 @@ def start(device: torch.device) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
-    signal.signal(signal.SIGTERM, lost)                          # torchrun's word that another rank has died
+    signal.signal(signal.SIGTERM, lost)                          # torchrun sends it when a rank has died
     return dist.get_rank(), ranks, device
 
 
 def first() -> bool:
-    """Whether this process is rank 0, the one that writes; before or after `start`."""
+    """Whether this process is rank 0, which writes the files. It can be called before `start`."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def rank() -> int:
-    """This process's number in the group, 0 without one."""
+    """The number of this process in the group, or 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
-    """How many processes the group has, 1 without one."""
+    """The number of processes in the group, or 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def lost(*_) -> None:
     """End this rank because another one has died, or because torchrun was told to end them all."""
     sys.exit("another rank died, or all were told to end, so the run ends here; the last checkpoint is "
-             "intact: start again with --resume")
+             "intact, so start again with --resume")
 
 
 def sum_over_ranks(total: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sum over all ranks, in one all-reduce; `total` itself without a group."""
+    """The sum over all ranks, by one all-reduce. Without a group it is `total` itself."""
     if not dist.is_initialized():
         return total
     flat = torch.cat([g.flatten() for g in total.values()])
@@ -65,7 +65,7 @@ def sum_over_ranks(total: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def answering():
-    """Inside the `with`, a collective that nobody answers ends this rank. No other error is a lost rank."""
+    """Inside the `with`, a collective that nobody answers ends this rank. Other errors are passed on."""
     try:
         yield
     except ConnectionError:
@@ -73,14 +73,14 @@ def answering():
 
 
 def same_everywhere(params: dict[str, torch.Tensor]) -> None:
-    """Give all ranks rank 0's values: the adapters' random start, the keys."""
+    """Give all ranks the values of rank 0, in place: the random start of the adapters, and the keys."""
     if dist.is_initialized():
         for p in params.values():
             answered(dist.broadcast, p.data, 0)
 
 
 def of_the_first(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rank 0's values, on every rank and to the last bit, in one broadcast; without a group `params`."""
+    """Rank 0's values on every rank, to the last bit, by one broadcast. Without a group they are `params`."""
     if not dist.is_initialized():
         return params
     flat = torch.cat([p.flatten() for p in params.values()])
@@ -90,7 +90,7 @@ def of_the_first(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def bytes_of_the_first(secret: bytes) -> bytes:
-    """Rank 0's bytes on every rank: the secret key, which crosses the network between the ranks."""
+    """Rank 0's bytes on every rank. They are the secret key, which crosses the network between the ranks."""
     if not dist.is_initialized():
         return secret
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -100,10 +100,11 @@ def bytes_of_the_first(secret: bytes) -> bytes:
 
 
 def agree(facts: dict) -> None:
-    """Refuse to start when ranks differ in any of these facts (numbers, strings): their data or settings.
+    """Refuse to start when ranks differ in any of these facts (numbers, strings) about data and settings.
 
-    If one rank's copy of the private images lacks the first, every image behind it is in two ranks' shares.
-    Errors: a difference -> ValueError on every rank, with the names of what differs and no value
+    If one rank's copy of the private images lacked the first image, images behind it would be in the shares
+    of two ranks.
+    Errors: a difference -> ValueError on every rank, with the names of what differs but not the values
     """
     if not dist.is_initialized():
         return
@@ -117,7 +118,7 @@ def agree(facts: dict) -> None:
 
 
 def answered(collective, *args) -> None:
-    """Call a collective; ConnectionError if it fails, because another rank is gone."""
+    """Call a collective. If it fails, another rank is gone, and this raises ConnectionError."""
     try:
         collective(*args)
     except RuntimeError as e:

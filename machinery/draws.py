@@ -1,10 +1,13 @@
 """draws.py -- random numbers that belong to one image: functions of (key, step, image) and of nothing else.
 
-Why: t, the diffusion noise and the dropped labels are not the privacy noise and are not secret. Drawn one
-after another for a lot, though, an image that joins gives everybody behind it other numbers, and to an
-attacker who knows them it moves the sum by many C. Here nobody else's numbers change: given ALL of them, one
-image still moves the sum by at most C. An image is named by its bytes: its place in the data would change
-when an image before it is taken out, and a latent is the same only up to rounding.
+The values of t, the diffusion noise and the choice of dropped labels are not the privacy noise, and they are
+not secret. If they were drawn one after another for a whole lot, however, an image that joins would change
+the numbers of every image behind it. To an attacker who knows the numbers, that image moves the sum by many
+C. Here the numbers of the other images do not change: even for somebody who knows ALL of them, one image
+moves the sum by at most C.
+
+An image is identified by a hash of its bytes. Its place in the data would change when an image before it is
+taken out, and its latent is the same only up to rounding.
 
     output k of the stream with seed s is  mix(s + k gamma), k = 1, 2, ..   [SplitMix64, Steele et al. 2014]
 
@@ -21,26 +24,27 @@ GAMMA = 0x9E3779B97F4A7C15 - 2**64                       # 2^64 / golden ratio, 
 
 
 def shifted(z: Tensor, bits: int) -> Tensor:
-    """z >> bits as if z were unsigned: zeros come in from the left."""
+    """z >> bits as if z were unsigned, so that zeros come in from the left."""
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
 def mix(z: Tensor) -> Tensor:
-    """SplitMix64's finisher, a bijection: all bits of the result depend on all bits of z. int64 -> int64"""
+    """SplitMix64's last step, int64 -> int64: a bijection that makes every bit depend on every bit of z."""
     z = (z ^ shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
     return z ^ shifted(z, 31)
 
 
 def new_key(seed: int | None = None) -> Tensor:
-    """A run's key, one int64: the seed, or 64 bits of the operating system. It is not secret."""
+    """A run's key for these draws, one int64: the seed, or 64 bits from the system. It is not secret."""
     return torch.tensor(int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed)
 
 
 def names(images: Tensor) -> Tensor:
-    """(n,) int64: a number for each image; entry i is a function of the bytes of image i alone.
+    """(n,) int64: the image hash of each image; entry i is a function of the bytes of image i alone.
 
-    images: (n, C, H, W) as they were read, uint8 (or of any type): whole numbers, exact on every device
+    images: (n, C, H, W) as they were read, uint8 or any other type. All arithmetic is with whole numbers, so
+            the result is exact on every device
     """
     content = images.flatten(1).view(torch.uint8)                        # (n, bytes)
     weights = mix(GAMMA * torch.arange(1, content.shape[1] + 1, device=images.device))
@@ -48,7 +52,7 @@ def names(images: Tensor) -> Tensor:
 
 
 def streams(key: Tensor, step: int, names: Tensor) -> Tensor:
-    """(n,) int64: the seed of each image's own stream in this step, a function of key, step and its name."""
+    """(n,) int64: the seed of each image's own stream in this step, from the key, the step and its hash."""
     return mix(mix(mix(key) + step) + names)
 
 
@@ -64,10 +68,10 @@ def uniforms(seeds: Tensor, first: int, count: int) -> Tensor:
 
 
 def normals(seeds: Tensor, first: int, count: int) -> Tensor:
-    """(n, count) float32 of N(0, 1), from outputs first + 1, ..., first + ceil(count / 2).   [Box & Muller]
+    """(n, count) float32 from N(0, 1), of outputs first + 1, ..., first + ceil(count / 2).   [Box & Muller]
 
-    Each output gives two uniforms of 32 bits and so two normals, at most 6.8 long: enough for the diffusion's
-    noise, and never to be used for privacy's.
+    Each output gives two uniform numbers of 32 bits and so two normals, at most 6.8 long. That is enough for
+    the diffusion noise. They must never be used for the privacy noise.
     """
     z = outputs(seeds, first, math.ceil(count / 2))
     radius = ((shifted(z, 32).float() + 0.5) * 2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
@@ -76,9 +80,10 @@ def normals(seeds: Tensor, first: int, count: int) -> Tensor:
 
 
 def t_noise_and_drop(seeds: Tensor, K: int, shape: tuple) -> tuple[Tensor, Tensor, Tensor]:
-    """The draws of one step: u (n, K) uniform, to make t of; noise (n, K, *shape); one more uniform (n,).
+    """The draws of one step: u (n, K), uniform, from which t is made; noise (n, K, *shape); and one uniform
+    number (n,), which decides whether the label is dropped.
 
-    One draw's noise after the other: what is held in between is a K-th of the whole.
+    The noise is made one draw after another, so that the intermediate results need a K-th of the memory.
     """
     count = math.prod(shape)
     noise = torch.empty((len(seeds), K, count), device=seeds.device)

@@ -1,4 +1,4 @@
-"""flags.py -- the fields of a settings dataclass as flags; --help is the comments beside them.
+"""flags.py -- the fields of a settings dataclass become flags; the comments beside them are their --help.
 
     steps: int = 110         # optimiser steps, one use of the private data each
     ->  --steps STEPS   optimiser steps, one use of the private data each (default: 110)
@@ -17,14 +17,16 @@ from machinery import screen
 
 
 def comments(settings: type) -> dict[str, str]:
-    """name -> the comment beside the field."""
+    """name of a field -> the comment beside it."""
     return dict(re.findall(r"^    (\w+): .*?  # (.*)", inspect.getsource(settings), re.M))
 
 
 def add(parser: argparse.ArgumentParser, settings: type, defaults: dict | None = None,
         choices: dict | None = None) -> None:
-    """A flag for each field. defaults: in place of the fields' own; choices: name -> what it may be, for
-    --help alone.
+    """Add a flag for each field.
+
+    defaults: name -> the default, in place of the field's own
+    choices:  name -> the possible values, which are only shown in --help
     """
     said = comments(settings)
     for field in dataclasses.fields(settings):
@@ -32,7 +34,7 @@ def add(parser: argparse.ArgumentParser, settings: type, defaults: dict | None =
         if choices and field.name in choices:
             text += f": {', '.join(choices[field.name])}"
         default = (defaults or {}).get(field.name, field.default)
-        if default in ("", None):                                        # the comment says what that means
+        if default in ("", None):                                        # the comment says what it means
             default = argparse.SUPPRESS
         if field.type is bool:
             parser.add_argument(flag, action="store_true", help=text, default=argparse.SUPPRESS)
@@ -42,17 +44,18 @@ def add(parser: argparse.ArgumentParser, settings: type, defaults: dict | None =
 
 
 def take(said: argparse.Namespace, settings: type):
-    """The settings among what was said on the command line."""
+    """The settings that the parsed command line contains."""
     return settings(**{field.name: getattr(said, field.name, field.default)
                        for field in dataclasses.fields(settings)})
 
 
 def parse(settings: type, program: str, doc: str, argv: list[str], recipe: Callable | None = None,
           choices: dict | None = None):
-    """The settings that `argv` asks for. Errors: an unknown flag, a value of another type -> exit code 2.
+    """The settings that `argv` asks for.
 
-    recipe: the defaults that follow from --data and --N, (data's name, N or 0) -> {field: value}
+    recipe:  (name of the data, N or 0) -> {field: value}, the defaults that follow from --data and --N
     choices: see `add`
+    Errors:  an unknown flag, or a value of another type -> exit code 2
     """
     parser, defaults = screen.Parser(doc, program), {}
     if recipe is not None:

@@ -1,6 +1,6 @@
-"""folders.py -- other people's images: pictures in a folder or a .zip, arrays in an .npz, as uint8 tensors.
+"""folders.py -- read the user's images as uint8 tensors: pictures in a folder or a .zip, arrays in an .npz.
 
-A picture is what a viewer shows of it, and what cannot be read is refused by name or named on the screen.
+A picture is read as a viewer shows it. What cannot be read is refused by name, or named on the screen.
 
   $ python -m machinery.folders PATH         # what is in a folder of pictures: classes, sizes
 """
@@ -25,7 +25,7 @@ from machinery import pictures, screen
 from machinery.pictures import WHITE
 
 SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
-          "__pycache__")     # folders that computers make and nobody means
+          "__pycache__")     # folders that a system makes by itself
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 # -----------------------------------------------------------------------------
@@ -33,18 +33,21 @@ SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", 
 
 
 def natural(name: str) -> list:
-    """Sort key that counts as people do: 0, 1, 2, 10."""
+    """Sort key for names that contain numbers: 0, 1, 2, 10."""
     parts = [part for part in re.split(r"(\d+)", name) if part]
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is a computer's own: .DS_Store, ._1.png, __MACOSX."""
+    """Whether a system made a file or folder by itself: .DS_Store, ._1.png, __MACOSX."""
     return name.startswith(".") or name in SYSTEM
 
 
 def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
-    """The classes of PATH/class/image.png, in natural order; hidden folders are none, unless declared."""
+    """The classes of PATH/class/image.png, in natural order. A hidden folder counts only if it is declared.
+
+    Errors: a path that is not a readable folder -> ValueError
+    """
     path = Path(path)
     try:
         found = [p.name for p in path.iterdir() if p.is_dir()]
@@ -57,7 +60,7 @@ def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
 
 
 def note(text: str) -> None:
-    """On the screen of whoever owns the images, never in a file: it may be private."""
+    """Print a note for the person who holds the images. It may be private, so it is never put in a file."""
     if screen.first():
         print(f"note: {text}", file=sys.stderr)
 
@@ -68,12 +71,12 @@ def typed(name: str) -> str:
 
 
 def alike(name: str) -> str:
-    """A name in the one form of Unicode: a Mac may write "é" as two letters, and nobody sees it."""
+    """A name in one form of Unicode (NFC). A Mac may store "é" as two characters, which look the same."""
     return unicodedata.normalize("NFC", name)
 
 
 def few(names: Sequence) -> str:
-    """At most five names, and how many more."""
+    """At most five of the names, and how many more there are."""
     names = list(names)
     return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -81,13 +84,13 @@ def few(names: Sequence) -> str:
 class Found(NamedTuple):
     """The files of a folder with classes."""
     pictures: list[tuple[Path, int]]     # with their labels
-    left_out: dict[str, list[Path]]      # why -> which
+    left_out: dict[str, list[Path]]      # reason -> files
 
 
 def find(path: Path, classes: Sequence[str] | None) -> Found:
     """Every file of PATH/class and of its sub-folders, each class in natural order.
 
-    Errors: a sub-folder that is no class, or cannot be looked into, or no picture -> ValueError
+    Errors: a sub-folder that is no class or cannot be read, or no picture at all -> ValueError
     """
     from PIL import Image
     known = [end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN]   # ".png", ..
@@ -126,7 +129,10 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
 
 
 def check_classes(path: Path, there: list[str], classes: Sequence[str] | None) -> None:
-    """Refuse sub-folders that are no declared class, or that are the train and test of a data set."""
+    """Refuse sub-folders that are no declared class, or that are the splits of a data set.
+
+    Errors: such a sub-folder -> ValueError
+    """
     declared = {alike(name) for name in classes or ()}
     unknown = [name for name in there if alike(name) not in declared]
     if classes is None and any(name.lower() not in SPLITS for name in there):
@@ -146,15 +152,16 @@ def check_classes(path: Path, there: list[str], classes: Sequence[str] | None) -
 
 def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, channels: int = 3,
                 white: int = WHITE) -> tuple[Tensor, Tensor]:
-    """PATH/class/image.png (and sub-folders of class) -> (N, channels, size, size), (N,).
+    """PATH/class/image.png (and sub-folders of class) -> uint8 (N, channels, size, size), labels (N,).
 
-    white: grey level of white in pictures of 16 bits. What is left out is named on the screen, and so are
-    files with the same bytes: two copies of an image are two images of the guarantee.
-    Errors: a sub-folder not among `classes`, no picture, unreadable ones -> ValueError that names them
+    Files that are left out are named on the screen. So are files with the same bytes, because for the
+    guarantee two copies of an image are two images.
+    white:  grey level of white in pictures of 16 bits
+    Errors: a sub-folder not among `classes`, no picture, unreadable pictures -> ValueError that names them
     """
     found, left_out = find(Path(path), classes)
     images, labels, first, twice, refused, doubts, levels = [], [], {}, [], [], [], []
-    with warnings.catch_warnings(record=True) as said:                   # Pillow's, which name no file
+    with warnings.catch_warnings(record=True) as said:                   # Pillow's warnings name no file
         warnings.simplefilter("always")
         for file, label in screen.bar(found, "reading pictures", "picture"):
             said.clear()
@@ -178,7 +185,8 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, cha
         if files:
             note(f"left out ({why}): {few(files)}")
     if twice:
-        note(f"exact copies of other files, {len(twice)} of them, each counts as an image: {few(twice)}")
+        note(f"exact copies of other files, {len(twice)} of them; each counts as an image of its own: "
+             f"{few(twice)}")
     if doubts:
         note(f"read with a warning: {few(doubts)}")
     if refused:
@@ -188,23 +196,24 @@ def load_folder(path: Path, size: int, classes: Sequence[str] | None = None, cha
 
 
 def tell_levels(levels: list[int], white: int) -> None:
-    """Say on the screen when the declared white does not seem to be that of these images of 16 bits.
+    """Print a note if the declared white does not seem to be that of these images of 16 bits.
 
-    levels: the brightest of each. White itself is never taken from them: a single image could move it
+    levels: the brightest level of each image. White itself is never taken from them, because a single image
+            could change it
     """
     above, images = sum(level > white for level in levels), screen.count(len(levels), "image")
     if above:
         note(f"{above} of {images} of 16 bits have levels above --white {white}, which become white")
     elif levels and 4 * max(levels) <= white:
         bits = max(8, max(levels).bit_length())
-        note(f"the brightest level of {images} of 16 bits is {max(levels):,}, and white is {white:,}: all "
+        note(f"the brightest level of {images} of 16 bits is {max(levels):,}, and white is {white:,}, so all "
              f"will be dark. If their device writes {bits} bits, say --white {2**bits - 1}")
 
 
 def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """split/class/image.webp inside a .zip, pictures of one size -> uint8 (N, 3, H, W), labels (N,).
+    """split/class/image.webp inside a .zip, all pictures of one size -> uint8 (N, 3, H, W), labels (N,).
 
-    Errors: missing, truncated or of other classes -> ValueError that names the file
+    Errors: a file that is missing, truncated or has other classes -> ValueError that names it
     """
     from PIL import Image
     images, labels = [], []
@@ -227,13 +236,14 @@ def load_zip(path: Path, split: str, classes: Sequence[str]) -> tuple[Tensor, Te
 
 
 def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images uint8 (N, C, H, W), labels int64 (N,) or None) of one of these kinds of .npz file:
+    """(images uint8 (N, C, H, W), labels int64 (N,) or None) from one of three kinds of .npz file.
 
-    images, labels: as sample.py writes them, (N, C, H, W)
+    images, labels:                              as sample.py writes them, (N, C, H, W)
     train_images, train_labels, test_images, ..: MedMNIST, (N, H, W) or (N, H, W, 3), labels (N, 1)
-    arr_0, arr_1: guided-diffusion, (N, H, W, C)
-    white: grey level of white in images of 16 bits, uint16
-    Errors: anything else -> ValueError that says what was found and what was expected
+    arr_0, arr_1:                                guided-diffusion, (N, H, W, C)
+
+    white:  grey level of white in images of 16 bits, uint16
+    Errors: another file -> ValueError that says what was found and what was expected
     """
     expected = "expected `images` and `labels` (sample.py), `train_images` .. (MedMNIST) or `arr_0`"
     try:
@@ -284,7 +294,10 @@ def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np
 
 
 def whole_labels(path: Path, labels: np.ndarray, images: int) -> np.ndarray:
-    """Labels as int64 (N,), of (N,) or (N, 1). Errors: anything else -> ValueError that says what to do"""
+    """Labels as int64 (N,), from (N,) or (N, 1).
+
+    Errors: other labels -> ValueError that says what to do
+    """
     if labels.shape == (images, 1):
         labels = labels[:, 0]
     if labels.shape == (images,) and labels.dtype.kind in "iu":
@@ -306,7 +319,7 @@ def arrays_of(name: str) -> list[str]:
 
 
 def load_npz(path: Path, split: str, size: int, white: int = WHITE) -> tuple[Tensor, Tensor]:
-    """npz_arrays as tensors, resized and centre-cropped to size x size like a folder's pictures."""
+    """npz_arrays as tensors, resized and centre-cropped to size x size like the pictures of a folder."""
     from torchvision.transforms import InterpolationMode, functional
     images, labels = npz_arrays(path, split, white)
     x = torch.from_numpy(images)
@@ -316,7 +329,7 @@ def load_npz(path: Path, split: str, size: int, white: int = WHITE) -> tuple[Ten
                  for part in screen.bar(x.split(1000), f"resizing {Path(path).name}", "thousand")]
         x = torch.cat([functional.center_crop(part, [size, size]) for part in small])
     if labels is None:
-        note(f"{path} has no labels: all its images are of the first class")
+        note(f"{path} has no labels, so all its images get the first class")
         return x, torch.zeros(len(x), dtype=torch.int64)
     return x, torch.from_numpy(labels)
 

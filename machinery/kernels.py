@@ -1,8 +1,9 @@
 """kernels.py -- a convolution whose m copies of one kernel get a gradient each, for `--train lora+conv`.
 
-torch has no such backward pass: many groups are slow on a GPU, and torch.func.vmap makes many groups.
+torch has no fast backward pass for this: torch.func.vmap makes a convolution of many groups, which is slow on
+a GPU.
 
-  $ python -m machinery.kernels        # three copies beside three convolutions of their own
+  $ python -m machinery.kernels        # three copies beside three separate convolutions
 """
 import itertools
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 
 class ConvOfCopies(torch.autograd.Function):
-    """conv2d(x, A[0]) for m EQUAL copies of a kernel, A (m, r, c, k, k); backward: a gradient for each copy.
+    """conv2d(x, A[0]) for m EQUAL copies of a kernel, A (m, r, c, k, k); backward gives each copy a gradient.
 
-    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). All copies being equal, output and x's gradient
-    are one ordinary convolution's; only the kernels' gradients are kept apart. (Copies that differ would be
-    ignored in silence: forward reads A[0] alone.)
+    Copy i owns rows i n/m .. (i + 1) n/m of x (n, c, h, w). Because all copies are equal, the output and the
+    gradient of x are those of one ordinary convolution. Only the gradients of the kernels are kept apart.
+    (Copies that differ would be ignored silently, because forward reads A[0] alone.)
     """
 
     @staticmethod
@@ -34,15 +35,16 @@ class ConvOfCopies(torch.autograd.Function):
 
 
 def kernels_by_groups(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """(m, *shape): each copy's gradient, from x and the output's gradient g: one convolution of m groups."""
+    """(m, *shape): each copy's gradient, from x and the output's gradient g, by a convolution of m groups."""
     x, g = (y.view(m, -1, *y.shape[1:]).transpose(0, 1).flatten(1, 2) for y in (x, g))   # (n/m, m c, h, w)
     kernels = (m * shape[0], *shape[1:])
     return torch.nn.grad.conv2d_weight(x, kernels, g, stride, padding, groups=m).view(m, *shape)
 
 
 def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """The same as a matrix product an image for each of the k x k places of a kernel: on a GPU, where many
-    groups are slow.
+    """The same by one matrix product per image for each of the k x k places of a kernel.
+
+    It is for a GPU, where many groups are slow.
     """
     (h, w), (down, right) = g.shape[2:], stride
     x, places = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), []

@@ -1,7 +1,8 @@
-"""pictures.py -- one picture file as a viewer shows it, in 8 bits, or refused by name.
+"""pictures.py -- read one picture file as a viewer shows it, in 8 bits, or refuse it by name.
 
-Turned as its EXIF says, 16 bits scaled to 8, transparency laid on white. What 16 bits call white is a public
-constant that the curator declares: measured on the private images, a single one could darken all others.
+The picture is turned as its EXIF says, 16 bits are scaled to 8, and transparency is laid on white. Which
+level of 16 bits is white is a public constant that the curator (the person who holds the images) declares. If
+it were measured on private images, a single one could darken all others.
 
   $ python -m machinery.pictures FILE ...    # the size of each, and how bright it is
 """
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from machinery import screen
 
-WHITE = 65_535               # grey level of white in 16 bits, where nobody has declared another
-MOST = 10                    # pictures that are refused at once, each by name
+WHITE = 65_535               # grey level of white in 16 bits, unless another one is declared
+MOST = 10                    # reading stops after this many refused pictures
 
 
 class Refused(ValueError):
-    """A picture that is not what was asked for: which, why, and what to do."""
+    """A picture that is not what was asked for: which one, why, and what to do."""
 
     def __init__(self, file: Path, why: str, cure: str = "remove or replace it"):
         super().__init__(f"{file} {why}; {cure}")
@@ -37,16 +38,16 @@ def all_refused(refused: list[Refused]) -> ValueError:
 
 
 def picture(file: Path, size: int, channels: int = 3, white: int = WHITE) -> Tensor:
-    """One picture: uint8 (channels, size, size), shorter side resized, centre cropped.
+    """One picture as uint8 (channels, size, size): its shorter side is resized and its centre cropped.
 
-    Errors: not readable, an animation, a depth without a known white, colours where grey is expected ->
-            ValueError that names the file
+    Errors: an unreadable file, an animation, a depth whose white is unknown, or colours where grey is
+            expected -> ValueError that names the file
     """
     return fit(read(file, channels, white)[0], size)
 
 
 def fit(image, size: int) -> Tensor:
-    """A Pillow image as uint8 (channels, size, size), shorter side resized, centre cropped."""
+    """A Pillow image as uint8 (channels, size, size): its shorter side is resized and its centre cropped."""
     from torchvision.transforms import functional
     return functional.pil_to_tensor(functional.center_crop(functional.resize(image, size), [size, size]))
 
@@ -69,7 +70,7 @@ def read(file: Path, channels: int, white: int) -> tuple:
             deep = np.asarray(image).astype(np.int64)
             if deep.min() < 0 or deep.max() > WHITE:
                 raise ValueError(f"grey levels outside 0 to {WHITE}")
-            kinds = {"I;12": 4_095, "PPM": WHITE}                        # files that say so themselves
+            kinds = {"I;12": 4_095, "PPM": WHITE}                        # formats that define it
             own = kinds.get(packed) or kinds.get(opened.format)
             level = int(deep.max()) if own is None else None
             image = Image.fromarray(eight_bits(deep, own or white))
@@ -77,17 +78,17 @@ def read(file: Path, channels: int, white: int) -> tuple:
             raise ValueError(f"colour of 16 bits, of which only the upper 8 can be read here, too few for "
                              f"--white {white}; save it with 8 bits")
         elif ";16" in packed and 4 * np.asarray(image.convert("RGB")).max() <= 255:
-            warnings.warn("colour of 16 bits, at most a quarter of them used: it will be dark; if its device "
-                          "writes 12 or 14 bits, save it with 8")
+            warnings.warn("colour of 16 bits, at most a quarter of their range is used, so it will be dark; "
+                          "if its device writes 12 or 14 bits, save it with 8")
         elif image.mode == "F":
             raise ValueError("floating-point grey levels, whose white is unknown; save it with 8 or 16 bits")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)
-        if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ a little
+        if channels == 1 and np.ptp(colour, axis=2).max() > 16:  # grey levels; a JPEG's differ slightly
             raise Refused(file, "is in colour, 3 channels; expected grey, 1 channel, as the base has",
-                          "use a base of colour")
+                          "use a base for colour")
         return image.convert("L" if channels == 1 else "RGB"), level
     except Refused:
         raise
@@ -96,14 +97,16 @@ def read(file: Path, channels: int, white: int) -> tuple:
 
 
 def packing(opened) -> str:
-    """How a file packs its pixels, in Pillow's words: "RGB;16B"; "" if it does not say."""
+    """How a file packs its pixels, in Pillow's words, such as "RGB;16B"; "" if it does not say."""
     args = opened.tile[0][3] if getattr(opened, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def pictures_in(opened) -> int:
-    """How many pictures a file holds, not counting what belongs to the first: the preview or the map of light
-    behind a phone's .jpg (MPO), the layers of a .psd, the smaller copies in a slide scanner's .tif.
+    """How many pictures a file holds.
+
+    What belongs to the first one does not count: the preview or the map of light behind a phone's .jpg (MPO),
+    the layers of a .psd, and the smaller copies in a slide scanner's .tif.
     """
     frames = getattr(opened, "n_frames", 1)
     if opened.format in ("MPO", "PSD"):

@@ -1,6 +1,6 @@
-"""screen.py -- what a program says: one line when it fails; in a log file ten lines of progress, and no bar.
+"""screen.py -- what a program prints: one line when it fails, and ten lines of progress in a log file.
 
-  $ python -m machinery.screen | head -1     # its reader goes away; the work goes on
+  $ python -m machinery.screen | head -1     # its reader goes away, and the work continues
 """
 import argparse
 import contextlib
@@ -18,14 +18,15 @@ import zlib
 from typing import Iterable, Iterator
 
 PATIENCE = 5.0               # seconds of silence before a line says what takes so long
-AGAIN = 60.0                 # and between that line and the next
-# a batch system's time limit, its warning and its limit of seconds; a terminal that closes, on Windows too
+AGAIN = 60.0                 # seconds between that line and the next
+# A batch system sends the first three, at or before a time limit; a terminal that closes sends the others.
 ENDINGS = ("SIGTERM", "SIGUSR1", "SIGXCPU", "SIGHUP", "SIGBREAK")
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags with their defaults in --help, under the first line of the program's docstring; one that is wrong
-    ends the program in one line. A ~ that the shell has left in a path is expanded here.
+    """A parser whose --help shows the first line of the program's docstring, and each flag with its default.
+
+    A wrong flag ends the program with one line. A ~ that the shell has left in a path is expanded here.
     """
 
     def __init__(self, doc: str, prog: str | None = None):
@@ -64,15 +65,16 @@ def at_home(value):
 
 
 def ready() -> None:
-    """Make stdout and stderr fit for any word: a letter that the encoding lacks becomes a backslash and a
-    number, and a stream that was closed (`>&-`) leads nowhere. Each line is said at once, in a log file too,
-    where stderr's lines stand between them. Done by Parser and one_line, more than once.
+    """Make stdout and stderr accept any text. Parser and one_line call this; a second call does no harm.
+
+    A letter that the encoding lacks becomes a backslash and a number. A stream that was closed (`>&-`) leads
+    nowhere. Each line is written at once, so that in a log file the lines of both streams are in order.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:                                          # else the next file would get this number,
-            os.open(os.devnull, os.O_RDWR)                       # and with it the words of C libraries
+            os.open(os.devnull, os.O_RDWR)                       # and C libraries would write into it
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -84,7 +86,7 @@ def ready() -> None:
 class _Unread:
     """A stream that goes on when its reader has gone, as in `train.py | head`, or when its disk is full.
 
-    lost: what became of the words, if they should have been kept
+    lost: the error of the disk, if there was one, because that text should have been kept
     """
 
     def __init__(self, stream):
@@ -103,7 +105,7 @@ class _Unread:
     def _to_nowhere(self):
         try:
             yield
-        except OSError as e:                                         # once: from now on all words go there
+        except OSError as e:                                         # once: all further text goes there
             if not isinstance(e, BrokenPipeError):
                 self.lost = e
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -115,9 +117,9 @@ class _Unread:
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether `e` says so: CUDA has a class for it, a CPU and Apple's GPU have a sentence.
+    """Whether `e` says that memory ran out. CUDA has a class for it, a CPU and Apple's GPU have a sentence.
 
-    The class by its name: accountant.py speaks through this file and needs no torch.
+    The class is recognised by its name, because accountant.py uses this file and needs no torch.
     """
     words = f"{type(e).__name__}: {e}"
     return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(
@@ -126,9 +128,10 @@ def out_of_memory(e: BaseException) -> bool:
 
 @contextlib.contextmanager
 def one_line(program: str, memory: str):
-    """Whatever ends the program inside ends it in one line on stderr: bad input and a failing disk with exit
-    code 2, too little memory with 1 (and `memory`, what to lower), Ctrl-C with 130, SIGTERM with 143. Our own
-    errors keep their traceback.
+    """Whatever ends the program inside the `with` ends it with one line on stderr.
+
+    The exit code is 2 for bad input and a failing disk, 1 for too little memory (the line then says what to
+    do, `memory`), 130 for Ctrl-C and 143 for SIGTERM. Errors in our own code keep their traceback.
     """
     ready()
     before = sys.stdout, sys.stderr
@@ -139,18 +142,18 @@ def one_line(program: str, memory: str):
         yield
         sys.stdout.flush()
         if sys.stdout.lost is not None:
-            fail(program, 2, f"what it had to say is lost ({sys.stdout.lost.strerror}); its work is done")
+            fail(program, 2, f"its output is lost ({sys.stdout.lost.strerror}), but its work is done")
     except (ValueError, OSError) as e:
         fail(program, 2, str(e))
     except KeyboardInterrupt as e:
         number = e.args[0] if e.args else signal.SIGINT
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        fail(program, 128 + number, f"interrupted{by}; what was written before is whole, nothing else was "
-                                    f"written")
+        fail(program, 128 + number, f"interrupted{by}; what was written before is whole, and nothing else "
+                                    f"was written")
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        first = (str(e) or "no more to be had").splitlines()[0][:150]
+        first = (str(e) or "no more is available").splitlines()[0][:150]
         fail(program, 1, f"out of memory ({first}); {memory}")
     finally:
         sys.stdout.flush()
@@ -160,8 +163,10 @@ def one_line(program: str, memory: str):
 
 
 def signals() -> list[int]:
-    """Ctrl-C and what else asks a program to end, as far as it exists here and is not ignored: nohup ignores
-    SIGHUP. Only a program's first thread has any.
+    """The signals that ask the program to end: Ctrl-C, and those of ENDINGS that exist here.
+
+    Signals that are ignored are left out (nohup ignores SIGHUP). In other threads than the first there are
+    none.
     """
     if threading.current_thread() is not threading.main_thread():
         return []
@@ -170,7 +175,7 @@ def signals() -> list[int]:
 
 
 def answer_signals() -> None:
-    """From here on each of them is a KeyboardInterrupt, at once."""
+    """From here on, each of these signals raises KeyboardInterrupt at once."""
     def interrupt(number, _):
         raise KeyboardInterrupt(number)
     for number in signals():
@@ -192,7 +197,7 @@ def count(n: int, thing: str) -> str:
 
 
 def cause(e: BaseException) -> str:
-    """Why a file could not be read, in words: an exception's class is a name for programmers."""
+    """Why a file could not be read, in words, because only programmers know the classes of exceptions."""
     words = " ".join(str(e).split())
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
@@ -206,7 +211,7 @@ def cause(e: BaseException) -> str:
         return "its weights have other names or shapes"
     if isinstance(e, KeyError):
         return f"it lacks {words}"
-    if isinstance(e, UnicodeDecodeError) or "(char " in words:           # json's errors end so
+    if isinstance(e, UnicodeDecodeError) or "(char " in words:           # errors of json end so
         return "it is cut off or another kind of text"
     if isinstance(e, MemoryError):
         return "it is too large for the memory"
@@ -216,32 +221,34 @@ def cause(e: BaseException) -> str:
 
 
 # -----------------------------------------------------------------------------
-# waits: a bar on a terminal; in a log file, which would keep every state of a bar, lines
+# waiting: a bar on a terminal; a few lines in a log file, which would keep every state of a bar
 
 
 def hide_bar(wanted: bool = True) -> bool | None:
-    """tqdm's `disable`. True: no bar, as we or TQDM_DISABLE want it; None: a bar unless stderr is a file.
+    """The argument `disable` of tqdm. True: no bar, as we or TQDM_DISABLE ask; None: one on a terminal only.
 
-    Of several ranks (torchrun) the first alone has bars.
+    Of several ranks (torchrun), only the first has bars.
     """
     asked = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
     return True if asked or not wanted or not first() else None
 
 
 def first() -> bool:
-    """Whether this process is the one that speaks: of several ranks the first."""
+    """Whether this process is the one that prints, which is the first of several ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def tell_a_log(step: int, steps: int, figures: str) -> None:
-    """Where a log file hides the bar: a line of plain text after every tenth of the steps."""
+    """Print a line of plain text after every tenth of the steps, if a log file hides the bar."""
     if hide_bar() is None and not sys.stderr.isatty() and step % math.ceil(steps / 10) == 0:
         print(f"step {step} of {steps}, {figures}", file=sys.stderr)
 
 
 class waiting:
-    """Inside the `with`, a line on stderr says what takes so long: after PATIENCE seconds, then every AGAIN
-    seconds. Nothing is said where bars are hidden, or where a terminal shows one (has_bar).
+    """Inside the `with`, a line on stderr says what takes so long.
+
+    It is printed after PATIENCE seconds, and then every AGAIN seconds. Nothing is printed where bars are
+    hidden, or where a terminal shows a bar (has_bar).
 
         with screen.waiting("drawing samples.png"): ...
         ->  drawing samples.png takes a while (5 s so far)
@@ -271,11 +278,11 @@ class waiting:
 
 
 def bar(things: Iterable, what: str, unit: str, wanted: bool = True, total: int | None = None) -> Iterator:
-    """`things` one by one under a bar, if they take more than a second; in a log `waiting` speaks.
+    """`things` one by one, under a bar if they take more than a second. In a log file `waiting` prints lines.
 
-    total: how many there are, where they have no len()
+    total: how many there are, if they have no len()
     """
-    from tqdm import tqdm                                        # here: accountant.py has no bar
+    from tqdm import tqdm                                        # only here: accountant.py has no bar
     total = len(things) if total is None else total
     shown = tqdm(things, desc=what, unit=unit, total=total, delay=1, leave=None, disable=hide_bar(wanted))
     with waiting(what, total, has_bar=True, wanted=wanted) as wait:
@@ -285,7 +292,7 @@ def bar(things: Iterable, what: str, unit: str, wanted: bool = True, total: int 
 
 
 if __name__ == "__main__":
-    with one_line("screen.py", "lower nothing"):
+    with one_line("screen.py", "close other programs"):
         for i in range(100_000):
-            print(f"word {i} of 100,000")
-    print("all 100,000 words were said, whoever listened", file=sys.stderr)
+            print(f"line {i} of 100,000")
+    print("all 100,000 lines were printed, whether or not they were read", file=sys.stderr)

@@ -1,12 +1,13 @@
 """secret.py -- random numbers that nobody can predict: the privacy noise and the coins of the Poisson lots.
 
-Everything random that must stay secret is SHAKE-256 (FIPS 202) of a 256-bit key and the name of its use. Who
-knows every released number but not the key cannot tell these numbers from random ones, unless he can break
-SHAKE-256 or try 2^256 keys. torch's own generator is no such thing: 624 of its outputs give all others away.
+Every random number that must stay secret comes from SHAKE-256 (FIPS 202), applied to a 256-bit key, the
+purpose of the number and the step. Somebody who knows every released number but not the key can tell these
+numbers from truly random ones only by breaking SHAKE-256 or by trying 2^256 keys. torch's own generator does
+not have this property: 624 of its outputs determine all others.
 
     bytes = SHAKE-256( key | purpose, 16 bytes | step, 8 bytes )
 
-There is no state to advance, so step t has the same numbers whether steps before it ran or not.
+There is no state to advance, so step t has the same numbers whether or not the steps before it ran.
 
   $ python -m machinery.secret        # coins, normals and their time
 """
@@ -21,28 +22,28 @@ import torch
 from torch import Tensor
 
 KEY_BYTES = 32
-REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the longest pair of normals, in standard deviations
+REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3 standard deviations: the longest pair of normals
 
 
 def new_key(seed: int | None = None) -> bytes:
-    """A run's secret key: from the operating system, or made of a seed (then nothing is secret)."""
+    """A run's secret key: from the operating system, or made from a seed, and then nothing is secret."""
     if seed is None:
         return os.urandom(KEY_BYTES)
     return hashlib.sha256(f"seed {seed}".encode()).digest()
 
 
 class Secret(NamedTuple):
-    """All secret randomness of one run: functions of its key, of a purpose and of a step."""
+    """All secret random numbers of one run, as functions of its key, of a purpose and of a step."""
     key: bytes
 
     def __repr__(self) -> str:
-        return "Secret(key=...)"                                         # no traceback shows it
+        return "Secret(key=...)"                                         # so no traceback shows the key
 
     def words(self, purpose: str, step: int, n: int) -> np.ndarray:
-        """(n,) uint64, independent and uniform for whoever does not know the key.
+        """(n,) uint64, independent and uniform for everybody who does not know the key.
 
-        Errors: another key than one of 32 bytes, a purpose of more than 16, a step outside 0 to 2^64 - 1
-                -> ValueError
+        Errors: a key that does not have 32 bytes, a purpose of more than 16 bytes, or a step outside
+                0 to 2^64 - 1 -> ValueError
         """
         name = purpose.encode().ljust(16, b"\0")                         # fixed lengths: no two uses collide
         if len(self.key) != KEY_BYTES or len(name) != 16 or not 0 <= step < 2**64:
@@ -52,11 +53,11 @@ class Secret(NamedTuple):
         return np.frombuffer(stream.digest(8 * n), "<u8")
 
     def coins(self, step: int, n: int) -> Tensor:
-        """(n,) float64 uniform in [0, 1), multiples of 2^-53: the coin of the image at each place."""
+        """(n,) float64, uniform in [0, 1), multiples of 2^-53: one coin for the image at each place."""
         return torch.from_numpy((self.words("coins", step, n) >> np.uint64(11)) * 2.0**-53)
 
     def normals(self, step: int, n: int) -> Tensor:
-        """(n,) float64 of N(0, 1), none longer than REACH.                            [Box & Muller 1958]
+        """(n,) float64 from N(0, 1), none longer than REACH.                          [Box & Muller 1958]
 
             sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
         """
@@ -67,12 +68,13 @@ class Secret(NamedTuple):
 
 
 def tail(epsilon: float, steps: int, weights: int) -> float:
-    """What is added to delta because a pair of normals is never longer than REACH.
+    """The extra delta that is needed because sampled noise is bounded.
 
-    A pair of unbounded ones is longer with probability 2^-128, and a run has steps * weights / 2 pairs. So
-    the probability of any event differs by that share at most, with the image and without it; the latter
-    counts e^epsilon times.
-    Example: epsilon=10, 110 steps, 25,280 weights -> 9e-29, and delta is 1e-5
+    Here no pair of normals is longer than REACH. A pair of unbounded normals is longer with probability
+    2^-128, and a run has steps * weights / 2 pairs. The probability of any event therefore changes by at most
+    tau = 2^-128 * pairs, both with the image and without it. The latter change counts e^epsilon times, so
+    (1 + e^epsilon) tau is added to delta.
+    Example: epsilon=10, 110 steps, 25,280 weights -> 9e-29, far below a delta of 1e-5
     """
     pairs = steps * math.ceil(weights / 2)
     return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * pairs * math.exp(-REACH**2 / 2))

@@ -484,8 +484,8 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_no_file(world, tmp_path, m
 def test_a_reader_that_goes_away_does_not_end_the_work():
     line = f"{sys.executable} -m machinery.screen | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT, executable="/bin/bash")
-    assert done.stdout.splitlines() == ["word 0 of 100,000", "0"], done
-    assert done.stderr == "all 100,000 words were said, whoever listened\n"
+    assert done.stdout.splitlines() == ["line 0 of 100,000", "0"], done
+    assert done.stderr == "all 100,000 lines were printed, whether or not they were read\n"
 
 
 def test_a_bar_is_shown_unless_the_screen_is_a_file_or_somebody_asks(monkeypatch):

@@ -1,5 +1,5 @@
-"""Your answers. For each bug: the name of the test in exercises/property_tests.py whose sentence the bug
-makes false, and a sentence of your own that says who learns what, and how. An example, of another bug:
+"""Your answers. For each bug, write the name of the test in exercises/property_tests.py whose claim the bug
+makes false, and a sentence of your own that says who learns what, and how. Here is an example of another bug:
 
     "bug00_no_noise": ("test_the_noise_has_standard_deviation_sigma_C",
                        "Whoever sees the adapter and knows all other images computes what this one added."),

@@ -1,4 +1,4 @@
-"""bug01 -- noise multiplicity: every image is seen K times, in one batch that is K times as long."""
+"""bug01 -- Noise multiplicity: every image is seen K times, in one batch that is K times as long."""
 import train
 
 STANDS_IN_FOR = "train.per_image_gradients"

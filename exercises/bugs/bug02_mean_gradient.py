@@ -1,4 +1,4 @@
-"""bug02 -- the private step, returning the mean gradient of the lot."""
+"""bug02 -- The private step returns the mean gradient of the lot."""
 import torch
 
 import dpsgd
@@ -17,5 +17,5 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
     noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
-    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / max(n, 1)).to(params[name]) for name, g in noisy.items()}

@@ -1,4 +1,4 @@
-"""bug03 -- clipping as torch.nn.utils.clip_grad_norm_ does it, which every course recommends."""
+"""bug03 -- The gradient is clipped as torch.nn.utils.clip_grad_norm_ does it, which courses recommend."""
 import dpsgd
 
 STANDS_IN_FOR = "dpsgd.clip_and_count"

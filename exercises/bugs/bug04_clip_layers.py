@@ -1,4 +1,4 @@
-"""bug04 -- clipping layer by layer, so that a layer with large gradients does not starve the others."""
+"""bug04 -- Gradients are clipped layer by layer, so that a layer with large ones does not starve others."""
 import dpsgd
 
 STANDS_IN_FOR = "dpsgd.clip_and_count"

@@ -1,4 +1,4 @@
-"""bug06 -- the private step, made of micro-batches: each is clipped, noised and accumulated, as is usual."""
+"""bug06 -- The private step is made of micro-batches, each of which is clipped, noised and accumulated."""
 import torch
 
 import dpsgd
@@ -17,7 +17,7 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
         noisy = dpsgd.add_noise(clipped, sigma * C, normals) if sigma else clipped
         for name, g in noisy.items():
             total[name] += g
-    if sigma and len(examples[0]) == 0:                                  # no micro-batch, and yet noise
+    if sigma and len(examples[0]) == 0:                                  # an empty lot gets its noise, too
         total = dpsgd.add_noise(total, sigma * C, normals)
-    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in total.items()}

@@ -1,4 +1,4 @@
-"""bug07 -- the private step, with an early return that saves time and avoids a crash of vmap."""
+"""bug07 -- The private step has an early return, which saves time and avoids a crash of vmap."""
 import torch
 
 import dpsgd
@@ -7,7 +7,7 @@ STANDS_IN_FOR = "dpsgd.private_gradient"
 
 
 def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None, chunk=256):
-    """(sum of clipped gradients + noise of std sigma C) / B; nothing to do where there is no image."""
+    """(sum of clipped gradients + noise of std sigma C) / B; without an image there is nothing to do."""
     if chunk < 1 or not B > 0:
         raise ValueError(f"chunk = {chunk}, B = {B}, expected chunk >= 1 and B > 0")
     if len(examples[0]) == 0:
@@ -18,5 +18,5 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
     noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
-    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in noisy.items()}

@@ -1,4 +1,4 @@
-"""bug08 -- the lot: a random one of the planned size, as a DataLoader with shuffle=True would give it."""
+"""bug08 -- The lot is random and of the planned size, as a DataLoader with shuffle=True would give it."""
 import torch
 
 STANDS_IN_FOR = "dpsgd.poisson_sample"

@@ -1,4 +1,4 @@
-"""bug09 -- clipping that gives an example without a finite norm the weight 0."""
+"""bug09 -- An example without a finite norm gets the weight 0 when gradients are clipped."""
 import torch
 
 import dpsgd

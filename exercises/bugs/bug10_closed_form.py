@@ -1,4 +1,4 @@
-"""bug10 -- the noise for a budget in closed form, as the textbook has it."""
+"""bug10 -- The noise for a budget follows from the closed form of the textbook."""
 import math
 
 STANDS_IN_FOR = "accountant.calibrate"

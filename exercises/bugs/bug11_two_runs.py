@@ -1,4 +1,4 @@
-"""bug11 -- epsilon of several runs on the same images: that of the run which gives most away."""
+"""bug11 -- The epsilon of several runs on the same images is that of the run which tells most."""
 import accountant
 
 STANDS_IN_FOR = "accountant.composed_epsilon"

@@ -1,4 +1,4 @@
-"""bug12 -- RDP of one step: an image that is seen at rate q is hidden by sampling, too."""
+"""bug12 -- The RDP of one step takes into account that sampling at rate q hides an image, too."""
 import numpy as np
 
 STANDS_IN_FOR = "accountant.rdp"

@@ -1,4 +1,4 @@
-"""bug13 -- the private step, reproducible: its noise has a seed, so that a resumed run has it again."""
+"""bug13 -- The private step is reproducible: its noise has a seed, so that a resumed run has it again."""
 import torch
 
 import dpsgd
@@ -18,5 +18,5 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
             total[name] += g
     normals = Secret(new_key(seed=42)).normals(step=1, n=sum(g.numel() for g in total.values()))
     noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
-    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no bits finer than that
+    unit = dpsgd.unit(C)                                         # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in noisy.items()}

@@ -1,4 +1,4 @@
-"""bug14 -- latents of standard deviation 1: the first batch sets the scale, as latent diffusion has it."""
+"""bug14 -- Latents have standard deviation 1: the first batch sets their scale, as is usual."""
 import torch
 
 import autoencoder

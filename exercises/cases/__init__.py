@@ -1,9 +1,9 @@
-"""cases -- what each exercise is graded on: inputs from the smallest up, and what they teach.
+"""cases -- the inputs that each exercise is graded on, from the smallest up, and what a difference means.
 
 The answers are not here: the expected values come from the repository's own functions, run beside yours.
 The last inputs of each exercise are drawn afresh each time, so that no table of answers passes.
 """
-from grade import Exercise                                     # first: it puts the repository on the path
+from grade import Exercise                               # comes first: it puts the repository on the path
 import accountant
 import ddpm
 import dpsgd

@@ -1,4 +1,4 @@
-"""diffusion.py -- what ex01 to ex05 and ex14 are graded on: noising, loss, one jump, LoRA, latents."""
+"""diffusion.py -- the cases of ex01 to ex05 and ex14: noising, loss, one jump, LoRA, latents."""
 import functools
 import math
 from types import SimpleNamespace
@@ -24,15 +24,15 @@ def some() -> ddpm.Schedule:
 def noising():
     say, one = functools.partial(on, ddpm.q_sample), torch.ones(1, 1, 1, 1)
     yield say("signal alone", "the signal is scaled by the ROOT of alpha_bar, because alpha_bar is a share "
-              "of variance, not of amplitude.", one, torch.tensor([500]), 0 * one)
+              "of variance and not of amplitude.", one, torch.tensor([500]), 0 * one)
     yield say("noise alone", "the noise is scaled by sqrt(1 - alpha_bar), so that the variances add up to 1 "
               "at every t.", 0 * one, torch.tensor([500]), one)
-    yield say("two images, each at its own t", "every image has its own t, so alpha_bar[t] must meet the "
-              "image's dimension and not its pixels: alpha_bar[t][..., None, None, None].",
+    yield say("two images, each at its own t", "every image has its own t, so alpha_bar[t] has to line up "
+              "with the dimension that counts images: alpha_bar[t][..., None, None, None].",
               torch.ones(2, 1, 1, 2), torch.tensor([0, 999]), torch.ones(2, 1, 1, 2), on_shape=True)
-    yield say("another schedule", "use the schedule that is passed in: a model must be sampled on the one it "
-              "was trained on.", one, torch.tensor([20]), one, COSINE)
-    yield say(AFRESH, "leading dimensions broadcast: the loss noises one image K times this way.",
+    yield say("another schedule", "use the schedule that is passed in. A model has to be sampled on the "
+              "schedule that it was trained on.", one, torch.tensor([20]), one, COSINE)
+    yield say(AFRESH, "leading dimensions broadcast, so that the loss can noise one image K times.",
               new(2, 1, 1, 1, 2), whole(999, 2, 3), new(2, 3, 1, 1, 2), on_shape=True)
     schedule = some()
     yield say(AFRESH, "use the schedule that is passed in.", new(2, 1, 1, 2), whole(schedule.T, 2),
@@ -40,11 +40,11 @@ def noising():
 
 
 def wants(x, t, labels):
-    """Refuse what no UNet takes, as one would."""
+    """Refuse shapes that a UNet would refuse."""
     if x.ndim != 4 or t.shape != x.shape[:1] or labels is not None and labels.shape != t.shape:
         given = ", ".join("None" if part is None else str(tuple(part.shape)) for part in (x, t, labels))
-        raise ValueError(f"the model got x, t and labels of the shapes {given}; it wants (n K, C, H, W), "
-                         f"(n K,) and (n K,) or None")
+        raise ValueError(f"the model got x, t and labels of the shapes {given}, but expected (n K, C, H, W), "
+                         f"(n K,), and (n K,) or None")
 
 
 def half(x, t, labels):
@@ -61,34 +61,35 @@ def knowing(x, t, labels):
 
 def losses():
     say, t = functools.partial(on, ddpm.loss), torch.tensor
-    yield say("one image, one draw", "noise the image, ask the model, square the difference to the noise, "
-              "average over C, H, W.", half, torch.ones(1, 1, 1, 2), None, t([[500]]), rand(0, 1, 1, 1, 1, 2))
+    yield say("one image, one draw", "noise the image, call the model, square the difference to the noise, "
+              "and average over C, H, W.", half, torch.ones(1, 1, 1, 2), None, t([[500]]),
+              rand(0, 1, 1, 1, 1, 2))
     yield say("one image, two draws", "an image's loss is the MEAN over its K draws. A sum makes its "
-              "gradient K times as long. Two rows for two draws make the image count twice when rows are "
-              "clipped: it would move the sum by K C, and the noise is made for C.",
+              "gradient K times as long. With two rows for two draws the image would be clipped twice and "
+              "could move the sum by K C, while the noise is made for C.",
               half, torch.ones(1, 1, 1, 1), None, t([[100, 900]]), rand(1, 1, 2, 1, 1, 1), on_shape=True)
-    yield say("two images", "the result has one number for each image, (n,), not one for the lot: what is "
-              "not separate cannot be clipped separately.",
+    yield say("two images", "the result has one number for each image, (n,), and not one for the lot. What "
+              "is not separate cannot be clipped separately.",
               half, rand(2, 2, 1, 1, 1), None, t([[100], [900]]), rand(3, 2, 1, 1, 1, 1), on_shape=True)
     yield say("two images with labels, two draws", "rows i K to i K + K - 1 belong to image i, so its label "
-              "is repeated K times in a row (0, 0, 1, 1). In the order 0, 1, 0, 1 an image is trained with "
-              "the label of another.",
+              "is repeated K times in a row (0, 0, 1, 1). In the order 0, 1, 0, 1 a row gets the label of "
+              "another image.",
               knowing, rand(4, 2, 1, 1, 1), t([0, 1]), t([[100, 200], [300, 900]]), rand(5, 2, 2, 1, 1, 1),
               on_shape=True)
-    yield say("another schedule", "pass the schedule on.", half, rand(6, 1, 1, 2, 2), None, t([[3]]),
-              rand(7, 1, 1, 1, 2, 2), COSINE)
-    yield say(AFRESH, "the same, for five colour images of three draws each.", knowing, new(5, 3, 4, 4),
-              whole(9, 5), whole(999, 5, 3), new(5, 3, 3, 4, 4))
+    yield say("another schedule", "pass the schedule on to q_sample.", half, rand(6, 1, 1, 2, 2), None,
+              t([[3]]), rand(7, 1, 1, 1, 2, 2), COSINE)
+    yield say(AFRESH, "the rules are the same for five colour images of three draws each.", knowing,
+              new(5, 3, 4, 4), whole(9, 5), whole(999, 5, 3), new(5, 3, 3, 4, 4))
     schedule = some()
-    yield say(AFRESH, "pass the schedule on.", knowing, new(2, 1, 2, 2), None, whole(schedule.T, 2, 2),
-              new(2, 2, 1, 2, 2), schedule)
+    yield say(AFRESH, "pass the schedule on to q_sample.", knowing, new(2, 1, 2, 2), None,
+              whole(schedule.T, 2, 2), new(2, 2, 1, 2, 2), schedule)
 
 
 def ddim_step(x: Tensor, noise: Tensor, a: float, a_next: float, eta: float, fresh: Tensor) -> Tensor:
-    """The repository's ddim_sample made to take this one jump, on these levels, with these draws."""
+    """The repository's ddim_sample, made to take this one jump, on these levels and with these draws."""
     seen, levels = [], [a] if a_next == 1 else [a_next, a]
 
-    class Fixed(torch.nn.Linear):                                # any module with a parameter, hence a device
+    class Fixed(torch.nn.Linear):                                # any module with a parameter has a device
         classes = None
 
         def forward(self, x_t, t, labels):
@@ -102,17 +103,17 @@ def ddim_step(x: Tensor, noise: Tensor, a: float, a_next: float, eta: float, fre
 
 def jumps():
     say, pixel = functools.partial(on, ddim_step), lambda v: torch.tensor(float(v)).view(1, 1, 1, 1)
-    yield say("the last jump", "at a_next = 1 all noise is gone: the answer is the image that the model "
+    yield say("the last jump", "at a_next = 1 all noise is gone, so the answer is the image that the model "
               "sees.", pixel(0.3), pixel(0.1), 0.25, 1.0, 0.0, pixel(9))
-    yield say("a jump half-way, eta = 0", "keep the image, scale it to the new level, and put the same noise "
-              "back at its new strength sqrt(1 - a_next).", pixel(0.3), pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
-    yield say("a guess outside [-1, 1]", "the image is clipped first. The noise must then be computed AGAIN, "
-              "from the clipped image, or the two no longer add up to x.",
-              pixel(2), pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
-    yield say("eta = 1", "sigma of the fresh noise is taken from the old one: sqrt(1 - a_next - sigma^2), so "
-              "that the variance of the whole stays 1 - a_next.",
-              pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0, pixel(0.5))
-    yield say("eta = 1.5", "here 1 - a_next - sigma^2 is below 0: take max(..., 0) under the root, or the "
+    yield say("a jump half-way, eta = 0", "scale the image to the new level, and add the same noise back "
+              "with its new factor sqrt(1 - a_next).", pixel(0.3), pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
+    yield say("a guess outside [-1, 1]", "the image is clipped first. Then the noise has to be computed "
+              "AGAIN from the clipped image, since otherwise the two no longer add up to x.", pixel(2),
+              pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
+    yield say("eta = 1", "the old noise gets the factor sqrt(1 - a_next - sigma^2), so that old and fresh "
+              "noise together have the variance 1 - a_next.", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0,
+              pixel(0.5))
+    yield say("eta = 1.5", "here 1 - a_next - sigma^2 is below 0. Take max(..., 0) under the root, or the "
               "image is NaN.", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.5, pixel(0.5))
     for _ in range(3):
         a = CHANCE.uniform(0.1, 0.8)
@@ -143,21 +144,23 @@ def merged_weight(W: Tensor, A: Tensor, B: Tensor, lora_alpha: float, r: int) ->
 
 def layers():
     say, eye, t = functools.partial(on, lora_forward), torch.eye(2), torch.tensor
-    yield say("B = 0, the first step", "with B = 0 the layer is the public one: W x + b.", t([5., 7.]),
+    yield say("B = 0, the first step", "with B = 0 the layer is the public one, W x + b.", t([5., 7.]),
               eye, t([1., 2.]), t([[1., 0.]]), torch.zeros(2, 1), 1.0, 1)
-    yield say("rank 1", "x goes through A (down to r numbers), then through B (up to d_out).",
+    yield say("rank 1", "x goes first through A (to r numbers), then through B (to d_out numbers).",
               t([5., 7.]), eye, torch.zeros(2), t([[1., 0.]]), t([[0.], [2.]]), 1.0, 1)
     yield say("lora_alpha = 3, r = 2", "the update is scaled by lora_alpha / r, not by lora_alpha. The "
-              "division lets one learning rate serve every r, if A is as large at every r. (Here A has std "
-              "1/r, so train.py takes lora_alpha = r.)", t([1., 1.]), eye, t([1., 2.]), eye, eye, 3.0, 2)
+              "division lets one learning rate serve every r, if the entries of A are as large at every r. "
+              "(In this repository they have standard deviation 1/r, so train.py takes lora_alpha = r.)",
+              t([1., 1.]), eye, t([1., 2.]), eye, eye, 3.0, 2)
     r = CHANCE.randint(2, 3)
-    yield say(AFRESH, "x has any number of leading dimensions; vectors are in the last one: x @ W.mT.",
-              new(2, 2, 4), new(5, 4), new(5), new(r, 4), new(5, r), CHANCE.uniform(4, 9), r, on_shape=True)
+    yield say(AFRESH, "x has any number of leading dimensions, and its vectors are in the last one: x @ "
+              "W.mT.", new(2, 2, 4), new(5, 4), new(5), new(r, 4), new(5, r), CHANCE.uniform(4, 9), r,
+              on_shape=True)
 
 
 def merges():
     say, t, eye = functools.partial(on, merged_weight), torch.tensor, torch.eye(2)
-    yield say("rank 1", "B A is (d_out, r) times (r, d_in); A B would be r x r.", torch.zeros(2, 2),
+    yield say("rank 1", "B A is (d_out, r) times (r, d_in), which has the shape of W.", torch.zeros(2, 2),
               t([[1., 2.]]), t([[3.], [4.]]), 1.0, 1, on_shape=True)
     yield say("lora_alpha = 3, r = 2", "the scale lora_alpha / r belongs to the update, not to W.",
               eye, eye, eye, 3.0, 2)
@@ -171,7 +174,7 @@ def merges():
 
 
 def private_latents(encode, public: Tensor, private: Tensor) -> Tensor:
-    """The repository's two functions with this encoder in an autoencoder's place, at the images' own size."""
+    """The repository's two functions with this encoder in place of an autoencoder, at the images' size."""
     mu, _ = encode(data.to_float(public))
     model = SimpleNamespace(encode=encode, scale=torch.ones(()), latent_channels=mu.shape[1],
                             f=public.shape[-1] // mu.shape[-1], config=dict(image_channels=public.shape[1]))
@@ -183,7 +186,7 @@ def private_latents(encode, public: Tensor, private: Tensor) -> Tensor:
 def sure(x):
     """mu = x, sigma = 0"""
     if not x.is_floating_point():
-        raise TypeError(f"E reads floats in [-1, 1], got {x.dtype}")
+        raise TypeError(f"E got {x.dtype}, expected floats in [-1, 1]")
     return x, torch.full_like(x, -math.inf)
 
 
@@ -210,30 +213,32 @@ def grey(*levels: int, pixels: int = 1) -> Tensor:
 
 def encodings():
     say, public, close = functools.partial(on, private_latents), grey(0, 255), grey(102, 153)
-    yield say("private images that are the public ones", "grey levels become floats in [-1, 1] before E sees "
-              "them. The latent is mu(x) divided by one number, the standard deviation of mu over all public "
-              "images, as the tensors' own .std() has it.", sure, public, public, on_shape=True)
+    yield say("private images that are the public ones", "grey levels become floats in [-1, 1] before E "
+              "reads them. The latent is mu(x) divided by one number, the standard deviation of mu over all "
+              "public images, as .std() computes it.", sure, public, public, on_shape=True)
 
-    def moved(f):                                # the private images may be more spread than the public ones
+    def moved(f):                                # the private images may vary more than the public ones
         before, after = f(sure, close, grey(51, 102)), f(sure, close, grey(51, 102, 255))
         return (after[:2] - before).abs().max().item()
-    yield Case("a white image joins two dark ones", "the two dark images are what they were, so their "
-               "latents must be, too. Every image has a share in whatever is measured on the private images, "
-               "be it a scale, a mean or a whitening. One that joins then moves everybody's latent, and with "
-               "it everybody's gradient, while the noise hides one image that moves the sum by C. Measure it "
-               "on the public images.",
+    yield Case("a white image joins two dark ones", "the two dark images did not change, so their latents "
+               "must not change either. Every image has a share in a number that is measured on the private "
+               "images, be it a scale or a mean. An image that joins then moves everybody's latent and "
+               "everybody's gradient, while the noise hides only one image that moves the sum by C. Measure "
+               "such a number on the public images.",
                {"encode": sure, "public": close, "private": "levels 51, 102; then 51, 102, 255",
                 "measured": "how far the latents of 51 and 102 move"}, moved, expected=0.0)
-    yield say("private images darker than the public ones", "s is that of the public images, whoever is "
-              "encoded: the private latents' own standard deviation is not 1, and nobody may make it so. "
-              "Each image scaled by itself would keep the guarantee, but dark and bright would become one.",
+    yield say("private images darker than the public ones", "s is that of the public images, whatever is "
+              "encoded. The private latents' own standard deviation is then not 1, and must not be made 1. "
+              "To scale each image by itself would keep the guarantee, but dark and bright images would get "
+              "the same latent.",
               sure, grey(0, 255, 255, 0, pixels=2), grey(0, 51, 51, 102, pixels=2))
-    yield say("a latent of two channels", "s is one number for all channels: D undoes one, z / s.",
-              doubled, public, grey(51), on_shape=True)
+    yield say("a latent of two channels", "s is one number for all channels, because the decoder D divides "
+              "by one number, z / s.", doubled, public, grey(51), on_shape=True)
     yield say("an encoder that is not sure", "the latent is the mean mu, not a draw from N(mu, sigma^2). A "
-              "draw is no leak, but latents are made once, and each step adds noise of its own to them: z "
-              "should be where D shows the image best.", unsure, public, grey(51, 102))
-    yield say("no private image", "a set of one image has this neighbour: no latents, in the shape of some.",
+              "draw is no leak. But latents are computed once and each step adds its own noise to them, so z "
+              "should be the latent from which D gives the image back best.", unsure, public, grey(51, 102))
+    yield say("no private image", "the empty set is a neighbour of a set of one image. The result has no "
+              "rows, but the other dimensions of latents.",
               sure, public, grey(), on_shape=True)
-    yield say(AFRESH, "the same for photographs in colour and a real encoder.", real,
+    yield say(AFRESH, "the rules are the same for images in colour and a real encoder.", real,
               *(whole(256, n, 3, 16, 16).to(torch.uint8) for n in (6, 5)))

@@ -5,7 +5,7 @@ import secrets
 import torch
 from torch import Tensor
 
-AFRESH = "numbers drawn afresh"                      # the title of a case that no table of answers can know
+AFRESH = "numbers drawn afresh"                      # the title of a case that no table of answers passes
 CHANCE = random.SystemRandom()
 
 

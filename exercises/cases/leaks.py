@@ -1,4 +1,4 @@
-"""leaks.py -- what ex13 is graded on: private steps, some of them correct, that look alike from outside."""
+"""leaks.py -- the cases of ex13: private steps, some of them correct, that look alike from outside."""
 import functools
 from typing import Callable
 
@@ -25,7 +25,7 @@ def with_bug(number: int):
 
 
 def right(turn: Callable[[Tensor], Tensor]):
-    """The clipped sum, and the normals after a rotation or reflection: they are as good, in any direction."""
+    """A correct step: the normals are rotated or reflected, and are then still independent and N(0, 1)."""
     def step(per_sample, params, examples, *, C, sigma, B, normals, chunk):
         exact = {name: p.double() for name, p in params.items()}
         total = dpsgd.private_gradient(per_sample, exact, examples, C=C, sigma=0.0, B=B, chunk=chunk)
@@ -35,7 +35,7 @@ def right(turn: Callable[[Tensor], Tensor]):
     return step
 
 
-def clips_at(factor: float):                                             # the noise's std is still sigma C
+def clips_at(factor: float):                                             # the noise is still that of sigma C
     return lambda *a, C, sigma, **kw: dpsgd.private_gradient(*a, C=factor * C, sigma=sigma / factor, **kw)
 
 
@@ -57,42 +57,43 @@ def leaves_bare(which: int):
 
 
 RIGHT = ("a correct step", False, "nothing is wrong with it. It may use the normals in another order, with "
-         "other signs or mixed, which is just as good: test the guarantee (distances, standard deviations), "
-         "not the bits.")
+         "other signs or mixed, which is just as good. Test the guarantee (distances, standard deviations) "
+         "and not the bits.")
 
 
 def suspects():
-    """All steps look alike from outside, and are asked about in a random order; the first mistake is told."""
-    table = [                                            # what it is, does it leak?, what it means, the step
+    """All steps look alike from outside and come in a random order; the first wrong answer is reported."""
+    table = [                                        # title, does it leak?, what a difference means, the step
         (*RIGHT, dpsgd.private_gradient), (*RIGHT, right(torch.neg)), (*RIGHT, right(lambda z: z.flip(0))),
         (*RIGHT, right(lambda z: z - 2 * z.mean())),                     # mirrored along (1, 1, .. 1)
         ("a step that clips above C", True, "one image moves the sum by more than C. Is your longest "
          "gradient several times C?", clips_at(CHANCE.uniform(1.5, 3))),
-        ("a step that clips K draws one by one", True, "this is the published code: one image moves the sum "
-         "by up to K C. Give it an image whose K draws point the same way.", clips_draws_apart),
-        ("a step that divides by the realised lot", True, "compare a lot with and without one image; B is "
-         "not its size.", with_bug(2)),
-        ("a step that clips the lot's mean", True, "one image turns it all round: add one that points back.",
-         with_bug(3)),
-        ("a step that clips each tensor on its own", True, "one image moves the sum by sqrt(2) C: give it a "
+        ("a step that clips K draws one by one", True, "the published code does this: one image moves the "
+         "sum by up to K C. Give it an image whose K draws point the same way.", clips_draws_apart),
+        ("a step that divides by the realised lot", True, "compare a lot with and without one image, where B "
+         "is not the size of the lot.", with_bug(2)),
+        ("a step that clips the lot's mean", True, "one image can reverse all of it: add one that points the "
+         "other way.", with_bug(3)),
+        ("a step that clips each tensor on its own", True, "one image moves the sum by sqrt(2) C. Give it a "
          "gradient that is long in both tensors of `toy`.", with_bug(4)),
         ("a step whose noise lacks the factor C", True, "at C = 10 the noise is ten times too weak for its "
          "epsilon. (At C < 1 it is too strong, and nothing is learnt.)", with_bug(5)),
         ("a step without noise for an empty lot", True, "a result of exactly 0 says that nobody was sampled.",
          with_bug(7)),
         ("a step that keeps a NaN example", True, "one NaN image makes the whole result NaN: its presence is "
-         "published. Every comparison with NaN is False: `not moved <= C` catches it, `moved > C` does not.",
-         with_bug(9)),
-        ("a step with too little noise", True, "the standard deviation is sigma C, to a few percent; half of "
-         "it is an epsilon about twice as large.", with_noise_of(CHANCE.uniform(0.4, 0.7))),
-        ("a step that leaves the first tensor without noise", True, "look at the noise of EVERY tensor: the "
-         "bare one is published as it is.", leaves_bare(0)),
-        ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, the "
-         "last one too.", leaves_bare(-1)),
-        ("a step that adds noise to each chunk", True, "the noise grows with the lot and so tells its size: "
-         "give it a lot of several chunks.", with_bug(6)),
-        ("a step with the same noise every time", True, "call it twice, with new normals: the difference "
-         "has no noise.", with_bug(13)),
+         "published. Every comparison with NaN is False, so `not moved <= C` catches it and `moved > C` does "
+         "not.", with_bug(9)),
+        ("a step with too little noise", True, "the standard deviation has to be sigma C to a few percent. "
+         "Half as much noise means an epsilon about twice as large.",
+         with_noise_of(CHANCE.uniform(0.4, 0.7))),
+        ("a step that leaves the first tensor without noise", True, "look at the noise of EVERY tensor: one "
+         "without noise is published as it is.", leaves_bare(0)),
+        ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, also "
+         "of the last one.", leaves_bare(-1)),
+        ("a step that adds noise to each chunk", True, "the noise grows with the lot and so tells its size. "
+         "Give it a lot of several chunks.", with_bug(6)),
+        ("a step with the same noise every time", True, "call it twice with new normals: the difference has "
+         "no noise.", with_bug(13)),
     ]
     said = {}
 
@@ -118,5 +119,5 @@ def suspects():
 
 
 def leaks(step) -> bool:
-    """The name of ex13's function; the repository has tests/test_dpsgd.py in its place."""
+    """The name of ex13's function, for which the repository has only the tests in tests/test_dpsgd.py."""
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""ex13, as a student may write it: distances between neighbouring lots, and the size of the noise."""
+"""ex13, as a student may write it: it measures distances between neighbouring lots, and the noise."""
 import math
 
 import torch
@@ -19,7 +19,7 @@ def moves_too_far(step):
         result = step(toy, params, (images[:n],), C=C, sigma=0.0, B=B)
         sums.append(torch.cat([result["w"], result["v"]]) * B)
     moved = [float((b - a).norm()) for a, b in zip(sums, sums[1:])]
-    return not all(m <= C * (1 + 1e-4) for m in moved)                   # a NaN is no small number
+    return not all(m <= C * (1 + 1e-4) for m in moved)                   # False for a NaN, too
 
 
 def noise_is_off(step):
