@@ -47,7 +47,7 @@ C, LOT = 0.01, 2.0                       # clipping norm, in gradient-norm units
 START = {"A": torch.eye(2), "B": torch.zeros(2, 2)}
 CANARY, OTHER = ([0., 1.], [0., 1000.]), ([1., 0.], [1.002, 0.])         # pairs (x, y)
 DIRECTION = torch.tensor([[0., 0.], [0., -1.]])          # of the canary's gradient, in B
-LANES = 50_000                                           # runs that are computed at once; affects memory only
+LANES = 50_000                                           # runs that are computed at once, for memory
 
 
 def images(others: int, canary: int, K: int) -> tuple[Tensor, Tensor]:

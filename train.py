@@ -57,7 +57,7 @@ class Settings:
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     white: int = 65_535          # grey level of white in images of 16 bits; 4095 if they hold only 12 bits
     base: str = "assets/base.pt"     # file of the public base model
-    start: str = "own"       # start of a class in colour: own (base class of its name), mean, null or NAMES
+    start: str = "own"     # start of class embeddings in colour: own (base's of that name), mean, null, NAMES
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf makes a baseline without privacy
     delta: float = 1e-5          # delta of the guarantee, no unit, below 1/N
@@ -162,7 +162,7 @@ def finetune(s: Settings) -> None:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
 
     # --resume compares the mechanism with the checkpoint's. All ranks must agree on it, or one image could be
-    # in the shares of two ranks. They must agree on their hardware, because an image's gradient must not
+    # in the shares of two ranks. They must also agree on their hardware, because an image's gradient must not
     # depend on the rank that computes it.
     run, share = runs.private_share(run, rank, ranks, device)    # this rank's images
     mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,

@@ -1,7 +1,7 @@
 """membership.py -- a weak attack on real images: it guesses which of them were in the training set.
 
-The score of an image is how far fine-tuning lowers its loss (Yeom et al. 2018), compared with its loss under
-the public model (Watson et al. 2022).
+The score of an image is its loss under the public model minus its loss after fine-tuning. (The loss is Yeom
+et al.'s score, 2018; to subtract it from that of a model without the image is Watson et al.'s, 2022.)
 
   $ python -m attacks.membership                  # without noise, and with epsilon = 1
   $ python -m attacks.membership --epsilon 10
@@ -75,7 +75,7 @@ def membership(s: train.Settings, seed: int) -> None:
     for epsilon, sigma in zip((math.inf, s.epsilon), sigmas):
         after = losses(finetuned(s, sigma, pictures[:s.N], labels[:s.N], seed), pictures, labels)
         members, others = (before - after).split(s.N)
-        middle = (before - after).median()               # the guess is "member" for the half that fell most
+        middle = (before - after).median()               # guess "member" if the loss fell further
         advantage = (members > middle).float().mean() - (others > middle).float().mean()
         print(f"{epsilon:>8g} {sigma:>6.2f} {after[:s.N].mean():>14.4f} {after[s.N:].mean():>7.4f} "
               f"{auc(members, others):>6.2f} {advantage:>10.2f}")

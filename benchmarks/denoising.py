@@ -1,7 +1,7 @@
-"""denoising.py -- how well does a run's adapter denoise real test images, t by t?
+"""denoising.py -- how well the adapter of a run denoises real test images, at several noise levels t.
 
-The cheapest way to compare settings; docs/recipes.md says what was chosen by it. NOT PRIVATE: it reads real
-images.
+This is the cheapest way to compare settings; docs/recipes.md says what was chosen by it. It reads real
+images, so no guarantee covers its figures.
 
   $ python benchmarks/denoising.py assets/fashion-eps10 runs/other
 """
@@ -20,14 +20,14 @@ import unet  # noqa: E402
 from machinery import devices  # noqa: E402
 from support import runs  # noqa: E402
 
-TIMESTEPS = (50, 100, 200, 300, 400)                             # where shape and texture are decided
+TIMESTEPS = (50, 100, 200, 300, 400)                             # noise levels that decide shape and texture
 
 
 @torch.no_grad()
 def denoising_losses(model: unet.UNet, images: Tensor, labels: Tensor, batch: int = 256) -> list[float]:
-    """Mean squared error of the predicted noise at each of TIMESTEPS, under the same noise for every model.
+    """The mean squared error of the predicted noise at each of TIMESTEPS. All models see the same noise.
 
-    Shapes: images (n, C, H, W) uint8, labels (n,)
+    Shapes: images uint8 (n, C, H, W), labels (n,)
     """
     x0, losses, generator = data.to_float(images), [], torch.Generator().manual_seed(0)
     for t in TIMESTEPS:
@@ -43,9 +43,10 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
-    p.add_argument("runs", nargs="+", help="folders written by train.py; of the first, the base is shown too")
-    p.add_argument("--n", type=int, default=1024, help="test images")
-    p.add_argument("--data-dir", help="where their files are (default: assets/ or ./datasets)")
+    p.add_argument("runs", nargs="+",
+                   help="folders of finished runs; the base of the first one is measured, too")
+    p.add_argument("--n", type=int, default=1024, help="number of test images")
+    p.add_argument("--data-dir", help="folder with its files (default: assets/ or ./datasets)")
     a = p.parse_args()
     try:
         if a.n < 1:
@@ -54,7 +55,8 @@ def main() -> None:
         rows += [(run, runs.load(run).model) for run in a.runs]
         name = runs.read_config(Path(a.runs[0]))["data"]
         if name not in data.KNOWN or data.KNOWN[name].channels != 1:
-            raise ValueError(f"{a.runs[0]} is of {name}; expected grey images with a test set")
+            raise ValueError(f"{a.runs[0]} was trained on {name}; expected a run on a known data set of grey "
+                             f"images")
         images, labels = data.load(name, "test", a.data_dir)
     except (ValueError, OSError) as e:
         p.error(str(e))

@@ -1,7 +1,7 @@
-"""overview.py -- the pictures of README and docs/results.md: public base | private model | real images.
+"""overview.py -- draws the pictures of README and docs/results.md: public base | private model | real images.
 
-Both models draw from the same noise with the same sampler. The real images are the first test images of each
-class: they were not trained on, and nothing is chosen by eye.
+Both models start from the same noise and use the same sampler. The real images are the first test images of
+each class. They were not used in training, and no image is chosen by eye.
 
   $ python benchmarks/overview.py --data-dir datasets      # assets/overview.png; reads datasets/FashionMNIST/
   $ python benchmarks/overview.py --colour                 # assets/cells.png
@@ -21,17 +21,17 @@ import data  # noqa: E402
 import sample  # noqa: E402
 from support import runs  # noqa: E402
 
-ROWS = 4                                                         # images a class
-SCALE, GAP, HEAD = 2, 24, 44                                     # zoom; pixels: between panels, title
+ROWS = 4                                                         # images of each class
+SCALE, GAP, HEAD = 2, 24, 44                                     # zoom; pixels between panels; of the title
 GREY = [("mnist", "mnist-eps10"), ("fashion-mnist", "fashion-eps10")]    # data set, run in assets/
 COLOUR = [("cells", "cells-eps10")]
 
 
 def drawn(folder: Path, public: bool) -> Tensor:
-    """ROWS images of each class, a column a class: (ROWS classes, C, H, W) uint8."""
+    """ROWS images of each class, with a column for each class: (ROWS * classes, C, H, W) uint8."""
     run, same_noise = runs.load(folder, public), torch.Generator().manual_seed(0)
     labels = sample.one_of_each(run).repeat(ROWS)
-    threshold = 0 if run.coder else 8                                # grey levels: digits lie on black
+    threshold = 0 if run.coder else 8                            # grey levels; digits lie on black
     return sample.generate(run, labels, len(labels), threshold=threshold, generator=same_noise, quiet=True)
 
 
@@ -43,6 +43,7 @@ def real(name: str, data_dir: str | None) -> Tensor:
 
 
 def panel(images: Tensor, zoom: int) -> Image.Image:
+    """uint8 images (n, C, H, W) as one picture with ROWS rows, enlarged `zoom` times."""
     grid = make_grid(images, nrow=len(images) // ROWS, padding=1, pad_value=70)          # (3, H, W)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.LANCZOS)
@@ -50,8 +51,9 @@ def panel(images: Tensor, zoom: int) -> Image.Image:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--data-dir", help="the folder that holds Fashion-MNIST, or gets it (default: datasets)")
-    p.add_argument("--colour", action="store_true", help="the picture of blood cells in docs/results.md")
+    p.add_argument("--data-dir", help="folder of Fashion-MNIST, or to download it to (default: datasets)")
+    p.add_argument("--colour", action="store_true",
+                   help="draw the picture of blood cells for docs/results.md instead")
     a = p.parse_args()
     zoom, rows = 1 if a.colour else SCALE, []
     for name, run in COLOUR if a.colour else GREY:

@@ -1,4 +1,4 @@
-"""plots.py -- the plot of docs/privacy.md, drawn by the repository's own functions.
+"""plots.py -- draws the plot of docs/privacy.md: epsilon against steps, and the noise that a budget needs.
 
   $ pip install -r requirements-peers.txt && python benchmarks/plots.py          # assets/epsilon.png, seconds
 """

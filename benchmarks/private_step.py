@@ -1,7 +1,8 @@
-"""private_step.py -- one private step as a picture: lot, gradients and clipping by dpsgd.py, two weights.
+"""private_step.py -- draws one private step of a model with two weights, computed by dpsgd.py, as a picture.
 
-Every arrow is a result: a lot drawn by chance, one gradient an image, clipped to the circle of radius C,
-summed, noise added once, divided by the declared B. The seed is fixed: the picture stays as it is.
+Every arrow is a computed result: a lot is drawn at random, each image has one gradient, which is clipped to
+the circle of radius C, the gradients are summed, noise is added once, and the result is divided by the
+declared B. The seed is fixed, so the picture is always the same.
 
   $ python benchmarks/private_step.py                               # docs/private-step.svg
 """
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import dpsgd  # noqa: E402
 
-N, Q, C, SIGMA, B = 24, 0.25, 1.0, 0.6, 6            # images, rate, norm, noise multiplier, declared lot size
+N, Q, C, SIGMA, B = 24, 0.25, 1.0, 0.6, 6            # images, q, gradient units, no unit, images
 PANEL, HIGH, UNIT = 200, 250, 40                     # width and height of a panel, pixels per gradient unit
 STYLE = """<style>
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 11px; fill: #59636e }
@@ -39,6 +40,7 @@ def arrow(x: float, y: float, v: torch.Tensor, kind: str = "mark") -> str:
 
 
 def panel(i: int, title: str, below: list[str], inside: list[str]) -> str:
+    """Panel number i: its title, the lines of text below, and the shapes inside."""
     words = [f'<text x="{PANEL * i + 10}" y="22">{title}</text>']
     for j, line in enumerate(below):
         words.append(f'<text class="small" x="{PANEL * i + 10}" y="{HIGH - 34 + 15 * j}">{line}</text>')
@@ -73,23 +75,23 @@ def main() -> None:
     def arrows(i: int, vectors) -> list[str]:
         return [arrow(centres[i], middle, v) for v in vectors]
 
-    # where the sum ends
+    # the end of the arrow that is the sum
     at = (centres[3] + total[0].item() * UNIT / 2, middle - total[1].item() * UNIT / 2)
     cloud = []
     for std in (1, 2):
         radius = std * SIGMA * UNIT / 2
         cloud.append(f'<circle class="noise" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:.1f}"/>')
     parts = [
-        panel(0, "(i) a lot, by chance",
+        panel(0, "(i) draw a lot",
               [f"each image: probability q = {Q}", f"here {len(lot)} of {N}; 0 is legal"], dots),
-        panel(1, "(ii) one gradient each", ["its K draws of (t, noise) are", "averaged inside it: one arrow"],
+        panel(1, "(ii) one gradient each", ["the mean over an image's K", "draws of (t, noise): one arrow"],
               arrows(1, grads["w"])),
         panel(2, "(iii) clipped to C", ["no image moves the sum by", "more than the circle's radius"],
               [ball(2, C), *arrows(2, clipped)]),
-        panel(3, "(iv) sum + noise, once", ["std sigma C; an empty lot, too", "(at half scale)"],
+        panel(3, "(iv) sum, and noise once", ["std sigma C, also for an empty", "lot (drawn at half scale)"],
               [*cloud, arrow(centres[3], middle, total / 2), arrow(*at, noise / 2, "sum")]),
         panel(4, "(v) / B, (vi) one step",
-              [f"B = {B} is declared: the lot's", f"true size, {len(lot)}, is private"],
+              [f"B = {B} is declared; the lot's", f"actual size, {len(lot)}, is private"],
               [arrow(centres[4], middle, -(total + noise) / B, "sum")]),
     ]
     rules = []

@@ -1,12 +1,13 @@
-"""speed.py -- a private step's cost beside an ordinary one's and Opacus', the targets met, and how it grows.
+"""speed.py -- what a private step costs, compared with an ordinary step and with Opacus, and how that grows.
 
-All on the same work: the same UNet, adapters and images, interleaved in one process; ratios are medians over
-the rounds. Opacus sees the same adapter through PEFT's modules (its hooks know nn.Linear and nn.Embedding).
+All steps do the same work: the same UNet, adapters and images. They run in turn in one process, and ratios
+are medians over the rounds. Opacus sees the same adapter as modules of PEFT, because its hooks know nn.Linear
+and nn.Embedding.
 
   $ pip install -r requirements-peers.txt
-  $ python benchmarks/speed.py                       # --no-peers: without Opacus and dp-accounting
-  $ python benchmarks/speed.py --train               # times the default `python train.py`, too
-  $ python benchmarks/speed.py --growth --plot       # cost of each shape, and assets/cost.png
+  $ python benchmarks/speed.py                       # --no-peers leaves out Opacus and dp-accounting
+  $ python benchmarks/speed.py --train               # also times the default run, `python train.py`
+  $ python benchmarks/speed.py --growth --plot       # how the cost grows, and assets/cost.png
 """
 import argparse
 import contextlib
@@ -47,14 +48,14 @@ from support import runs  # noqa: E402
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 # -----------------------------------------------------------------------------
-# 1. one step, made in several ways
+# 1. one step, computed in several ways
 
 
 def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora",
             channels: int | None = None):
-    """(model, trainable, frozen, example): a model ready to fine-tune, and a lot.
+    """(model, trainable, frozen, example): a model that is ready for fine-tuning, and a lot.
 
-    The model is the shipped base, or a fresh UNet of `channels`.
+    The model is the base for digits, or a new UNet with `channels`.
     """
     torch.manual_seed(0)
     model = unet.UNet(channels=channels) if channels else base.load(ROOT / "assets" / "base.pt").model
@@ -66,7 +67,7 @@ def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, wha
 
 
 def precision_of(device) -> str:
-    """What train.py computes in on this device, in the UNet for grey images."""
+    """The precision in which train.py runs the UNet for grey images on this device."""
     return devices.precision(device, unet.UNet())
 
 
@@ -83,7 +84,7 @@ def losses_of(model, frozen, device, precision: str, compiled: bool = False):
 
 
 def ordinary_step(losses, trainable, example, chunk: int):
-    """A function that makes one step's mean gradient by ordinary backward passes, `chunk` images a pass."""
+    """A function that computes the mean gradient of a step by ordinary backward passes of `chunk` images."""
     def step():
         weights = list(trainable.values())
         parts = [torch.autograd.grad(losses(trainable, *part).sum() / len(example[0]), weights)
@@ -94,7 +95,7 @@ def ordinary_step(losses, trainable, example, chunk: int):
 
 def private_step(losses, trainable, example, chunk: int, by_copies: bool = True, C: float = 0.01,
                  sigma: float = 1.0):
-    """A function that makes one step's private gradient: per-image gradients, clipped, summed, noised."""
+    """A function that computes the private gradient of a step: clips, sums and adds noise."""
     per_sample = (functools.partial(dpsgd.per_sample_grads_by_copies, losses) if by_copies else
                   functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses)))
     fresh = normals_of(trainable)
@@ -103,13 +104,13 @@ def private_step(losses, trainable, example, chunk: int, by_copies: bool = True,
 
 
 def normals_of(trainable):
-    """A function that makes the secret normals of one more step, one for each trained weight."""
+    """A function whose every call draws the secret normals of another step, one for each trained weight."""
     secret, steps, weights = Secret(new_key()), itertools.count(), sum(p.numel() for p in trainable.values())
     return lambda: secret.normals(next(steps), weights)
 
 
 def opacus_step(device, trainable, example, rank: int, **how):
-    """The same gradient from Opacus' GradSampleModule around the same adapter in PEFT's modules."""
+    """The same gradient by Opacus: its GradSampleModule around the same adapter as modules of PEFT."""
     from opacus.grad_sample import GradSampleModule
     from peft import PeftModel
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +131,7 @@ def opacus_step(device, trainable, example, rank: int, **how):
 
 
 def steps(n: int, K: int, rank: int, device, peers: bool, compiled: bool) -> dict:
-    """name -> a function that makes one optimiser step's gradient for the same n images with K draws each."""
+    """name -> a function that computes the gradient of one step, from the same n images with K draws each."""
     model, trainable, frozen, example = setting(device, n, K, rank)
     made, default = {}, precision_of(device)
     for precision in dict.fromkeys((default, "float32")):
@@ -142,10 +143,10 @@ def steps(n: int, K: int, rank: int, device, peers: bool, compiled: bool) -> dic
         torch.compiler.reset()
         fast = losses_of(model, frozen, device, default, compiled=True)
         for name, make in (("ordinary", ordinary_step), ("ours (copies)", private_step)):
-            with contextlib.suppress(Exception):                       # what does not compile here has no row
+            with contextlib.suppress(Exception):                       # no row if it does not compile here
                 make(fast, trainable, example, n)()
                 made[f"{name}, compiled, {default}"] = make(fast, trainable, example, n)
-    if peers and K == 1:                                         # K > 1: its rows would be clipped one by one
+    if peers and K == 1:                                         # for K > 1 it would clip each draw by itself
         made["Opacus hooks, float32"] = opacus_step(device, trainable, example, rank)
         made["Opacus functorch, float32"] = opacus_step(device, trainable, example, rank,
                                                         force_functorch=True)
@@ -153,7 +154,7 @@ def steps(n: int, K: int, rank: int, device, peers: bool, compiled: bool) -> dic
 
 
 def measure(made: dict, rounds: int, device) -> dict:
-    """name -> seconds of each round; every round runs all of them once, in turn."""
+    """name -> the seconds of each round. A round runs all steps once, in turn."""
     seconds = {name: [] for name in made}
     for r in range(rounds + 1):
         for name, step in made.items():
@@ -167,31 +168,31 @@ def measure(made: dict, rounds: int, device) -> dict:
 
 
 def seconds_of(call) -> float:
-    """Of one call, without a warm-up."""
+    """The seconds of one call, without a warm-up."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def ratios(seconds: dict, name: str, other: str) -> list[float]:
-    """name over other, round by round."""
+    """The time of `name` divided by that of `other`, round by round."""
     return [x / y for x, y in zip(seconds[name], seconds[other])]
 
 
 def spread(values, form: str) -> str:
-    """The 10% and the 90% quantile."""
+    """The 10% and the 90% quantile as text."""
     return " to ".join(form.format(v) for v in np.quantile(values, (0.1, 0.9)))
 
 
 def table_of_steps(n: int, rank: int, rounds: int, device, peers: bool) -> dict:
-    """Print the table; returns K -> name -> seconds of each round."""
+    """Print the table of steps. Returns: K -> name -> the seconds of each round"""
     print("| step | K | ms, median | spread (10-90%) | over the ordinary step of the same precision "
-          "| images x draws a second | share of peak |\n"
+          "| images x draws per second | share of the GPU's peak |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")
     peak, found = PEAK.get(device_name(device)), {}
     for K in (1, 4):
         made = steps(n // K, K, rank, device, peers, compiled=device.type == "cuda")
-        with FlopCounterMode(display=False) as counter:       # of one ordinary step: what any of them must do
+        with FlopCounterMode(display=False) as counter:       # the operations of one ordinary step
             made["ordinary, float32"]()
         found[K] = measure(made, rounds, device)
         for name, s in found[K].items():
@@ -208,7 +209,7 @@ def table_of_steps(n: int, rank: int, rounds: int, device, peers: bool) -> dict:
 
 
 def verdict(what: str, bound: str, value: float | None, note: str = "") -> str:
-    """One row; bound is ">= x" or "<= x", value None: not measured, and `note` says why."""
+    """One row of the table of targets. bound is ">= x" or "<= x"; value = None: not measured, see `note`."""
     if value is None:
         return f"| {what} | {bound} | not measured ({note}) | - |"
     limit = float(bound[3:].replace(",", ""))
@@ -218,11 +219,11 @@ def verdict(what: str, bound: str, value: float | None, note: str = "") -> str:
 
 
 def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
-    """Bytes at the peak of this process: one private step with `lot` of the `resident` images that it holds.
+    """The peak memory of this process in bytes, after one private step with `lot` of `resident` images.
 
-    The images are random bytes: drawing glyphs takes some 200 MiB, which would hide the step's own.
-    And not getrusage's ru_maxrss, where Linux can help it: that one is inherited from the process that
-    started this one.
+    The images are random bytes, because drawing glyphs takes some 200 MiB, which would hide the memory of the
+    step. On Linux the peak is read from /proc, because getrusage's ru_maxrss is inherited from the process
+    that started this one.
     """
     images = torch.randint(256, (resident, 1, 28, 28), dtype=torch.uint8).to(device)
     labels = torch.randint(10, (resident,)).to(device)
@@ -245,7 +246,10 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
 
 
 def seconds_of_calibrations(s: train.Settings, peers: bool) -> dict:
-    """name -> seconds to find the default run's sigma: ours the median of 10, the peers one call each."""
+    """name -> the seconds in which the sigma of the default run is found.
+
+    Ours is the median of 10 calls; each peer is called once.
+    """
     q = s.B / s.N
     made = {"ours": lambda: accountant.calibrate(s.epsilon, s.delta, q, s.steps)}
     if peers:
@@ -265,7 +269,7 @@ def seconds_of_calibrations(s: train.Settings, peers: bool) -> dict:
 
 
 def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) -> None:
-    """Print each target, what was measured, and whether it is met."""
+    """Print each target with what was measured and whether the target is met."""
     print("\n| target | bound | measured | met |\n| --- | --- | --- | --- |")
     say = lambda *row: print(verdict(*row), flush=True)
     cpu = device.type == "cpu"
@@ -274,37 +278,40 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
         say(f"private step / ordinary step, K = {K}, {precision}", "<= 1.05" if cpu else "<= 1.10",
             median(r), spread(r, "{:.2f}"))
     r = ratios(found[1], "Opacus hooks, float32", "ours (copies), float32") if peers else None
-    say("Opacus hooks' step / ours, K = 1, float32", ">= 1.05" if cpu else ">= 1.5",
-        *((median(r), spread(r, "{:.2f}")) if peers else (None, "--no-peers")))
+    say("step by Opacus' hooks / ours, K = 1, float32", ">= 1.05" if cpu else ">= 1.5",
+        *((median(r), spread(r, "{:.2f}")) if peers else (None, "because of --no-peers")))
 
     def peak_alone(lot: int) -> int:
-        """peak_of_a_lot in a process of its own."""
+        """peak_of_a_lot in a separate process."""
         command = [sys.executable, __file__, "--n", str(n), "--lot", str(lot), "--device", str(device)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     small, large = peak_alone(4 * n), peak_alone(64 * n)
-    say(f"peak memory, a lot of {64 * n:,} / one of {4 * n:,}", "<= 1.05", large / small,
-        f"{large / 2**20:,.0f} over {small / 2**20:,.0f} MiB")
+    say(f"peak memory with a lot of {64 * n:,} / with a lot of {4 * n:,}", "<= 1.05", large / small,
+        f"{large / 2**20:,.0f} MiB / {small / 2**20:,.0f} MiB")
     times = seconds_of_calibrations(train.check(train.Settings()), peers)
     ours = times.pop("ours")
-    say("calibrate, ms", "<= 50", 1e3 * ours)
+    say("accountant.calibrate, ms", "<= 50", 1e3 * ours)
     for name, seconds in times.items():
-        say(f"{name} / calibrate", ">= 5", seconds / ours, f"{1e3 * seconds:,.0f} ms")
+        say(f"calibration by {name} / accountant.calibrate", ">= 5", seconds / ours,
+            f"{1e3 * seconds:,.0f} ms")
     if not peers:
-        say("Opacus', dp-accounting's calibration / calibrate", ">= 5", None, "--no-peers")
-    glyphs.draw(10)                                                      # draws the templates, once
-    say("glyphs, images a second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
+        say("calibration by Opacus and dp-accounting / accountant.calibrate", ">= 5", None,
+            "because of --no-peers")
+    glyphs.draw(10)                                                      # the first call draws the templates
+    say("glyphs drawn per second", ">= 10,000", 20_000 / seconds_of(lambda: glyphs.draw(20_000)))
     run, m = runs.load(ROOT / "assets" / "mnist-eps10", public=True), min(1000, 4 * n)
     run.model.to(device)
     how = ddpm.Sampling("ddim", 50, guidance=0.0)
     generate = lambda: sample.generate(run, sample.trained_classes(run, m), m, how, quiet=True)
-    say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m, f"{m:,} measured")
+    say("10,000 samples of 50 steps, seconds", "<= 240", seconds_of(generate) * 10_000 / m,
+        f"from {m:,} samples")
     seconds = None
     if train_too:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "train.py", "--out", f"{folder}/run", "--device", str(device)]
             seconds = seconds_of(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, check=True))
-    say("python train.py, seconds", "<= 180", seconds, "" if train_too else "--train")
+    say("python train.py, seconds", "<= 180", seconds, "" if train_too else "needs --train")
 
 
 # -----------------------------------------------------------------------------
@@ -314,7 +321,7 @@ def table_of_targets(found: dict, n: int, device, peers: bool, train_too: bool) 
 def shapes(n: int) -> dict:
     """what varies -> the changes to the base point.
 
-    That is: n images, one draw each, rank 16, 28 x 28, LoRA, the shipped base.
+    The base point has n images, one draw each, rank 16, 28 x 28 pixels, LoRA, and the base for digits.
     """
     return {"images B": [dict(images=b) for b in (max(1, n // 4), n, 4 * n, 16 * n)],
             "draws K, B K fixed": [dict(images=max(1, n // K), K=K) for K in (1, 4, 16)],
@@ -326,11 +333,10 @@ def shapes(n: int) -> dict:
 
 
 def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
-    """A row of each shape, interleaved.
+    """A row for each shape; all shapes are timed in turn.
 
-    (what varies, value, ms of a private step, times the base point's, times the ordinary step)
-
-    Chunks of 4 n images x draws, in the precision and with the gradients that train.py would take.
+    A row is (what varies, its value, ms of a private step, that over the ms at the base point, that over the
+    ms of the ordinary step). A chunk has 4 n images x draws. Precision and kind of gradients are train.py's.
     """
     point = dict(images=n, K=1, rank=16, side=28, what="lora", channels=None)
     key = lambda change: tuple({**point, **change}.items())
@@ -351,7 +357,7 @@ def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
 
 
 def plot(rows: list[tuple], path: Path) -> None:
-    """The numeric groups of `growth`, each relative to the base point, on logarithmic axes."""
+    """Plot the numeric rows of `growth`, each relative to the base point, on logarithmic axes."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -369,7 +375,7 @@ def plot(rows: list[tuple], path: Path) -> None:
 
 
 def device_name(device) -> str:
-    """The GPU's name, or the processor's."""
+    """The name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -381,15 +387,15 @@ def device_name(device) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--n", type=int, default=256,
-                   help="images times draws per step, at least 16; all other sizes follow it")
-    p.add_argument("--rounds", type=int, help="default 15; 5 with --growth")
-    p.add_argument("--rank", type=int, default=16)
-    p.add_argument("--device", default="auto")
-    p.add_argument("--no-peers", action="store_true")
-    p.add_argument("--train", action="store_true", help="time the default `python train.py`, too")
-    p.add_argument("--growth", action="store_true", help="only the table of how the cost grows")
-    p.add_argument("--plot", action="store_true", help="with --growth: draw assets/cost.png")
-    # only print the peak memory of such a lot, in bytes
+                   help="images times draws of a step, at least 16; all other sizes follow from it")
+    p.add_argument("--rounds", type=int, help="how often each step is timed (default: 15, with --growth 5)")
+    p.add_argument("--rank", type=int, default=16, help="LoRA rank")
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    p.add_argument("--no-peers", action="store_true", help="leave out Opacus and dp-accounting")
+    p.add_argument("--train", action="store_true", help="also time the default run, `python train.py`")
+    p.add_argument("--growth", action="store_true", help="print only how the cost grows")
+    p.add_argument("--plot", action="store_true", help="with --growth, draw assets/cost.png")
+    # for this program's own use: print only the peak memory with a lot of this size, in bytes
     p.add_argument("--lot", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     warnings.filterwarnings("ignore")                                    # the peers' deprecations
@@ -397,7 +403,7 @@ def main() -> None:
     if a.lot:
         return print(peak_of_a_lot(a.lot, a.n, 64 * a.n, device))
     print(f"torch {torch.__version__}, {device}: {device_name(device)}, {torch.get_num_threads()} threads, "
-          f"{precision_of(device)} by default, {a.n // 4 if a.growth else a.n} images x draws a step, "
+          f"{precision_of(device)} by default, {a.n // 4 if a.growth else a.n} images x draws per step, "
           f"rank {a.rank}\n")
     if not a.growth:
         found = table_of_steps(a.n, a.rank, a.rounds or 15, device, peers)

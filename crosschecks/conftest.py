@@ -1,4 +1,4 @@
-"""The repository and its tests' helpers on the path."""
+"""Puts the repository and the helpers of its tests on the path."""
 import sys
 from pathlib import Path
 

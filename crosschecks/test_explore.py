@@ -1,7 +1,7 @@
-"""docs/explore.html in a real browser: its numbers are the repository's, its sliders and handles move them.
+"""docs/explore.html in a real browser: its numbers are those of the code, and its controls change them.
 
   $ apt-get install chromium chromium-driver && pip install selenium
-  $ SCREENSHOTS=runs/explore python -m pytest crosschecks/test_explore.py      # keeps pictures of the page there
+  $ SCREENSHOTS=runs/explore python -m pytest crosschecks/test_explore.py   # keeps pictures of the page there
 """
 import base64
 import functools
@@ -32,7 +32,7 @@ FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --
 
 
 def start_browser(profile):
-    """Chromium by its driver; without them the tests are skipped, but fail where the variable CI is set."""
+    """Chromium, started by its driver. Without them the tests are skipped, or fail if CI is set."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     try:
         from selenium import webdriver
@@ -59,14 +59,14 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    """The page as it opens from disk; afterwards nothing may have been logged to the console."""
+    """The page, opened from disk. After the test its console must be empty."""
     look(chromium)
     yield chromium
     assert chromium.get_log("browser") == []
 
 
 def look(browser, width=1200, scheme="light", url=PAGE.as_uri()):
-    """Load the page at a width in CSS pixels, in the light or the dark scheme."""
+    """Load the page with a width in CSS pixels, in the light or the dark colour scheme."""
     size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = [dict(name="prefers-color-scheme", value=scheme)]
@@ -79,7 +79,7 @@ def element(page, name):
 
 
 def numbers(page, figure):
-    """What a figure states: {name: text}."""
+    """The numbers that a figure states: {name: text}."""
     pairs = page.find_elements("css selector", f"#numbers-{figure} > div")
     return {p.find_element("tag name", "dt").text: p.find_element("tag name", "dd").text for p in pairs}
 
@@ -104,7 +104,7 @@ def press(page, target, *keys):
 
 
 def drag(page, target, x, y, kind="mouse"):
-    """Drag a handle x pixels to the right and y down, by mouse or finger."""
+    """Drag a handle x pixels to the right and y pixels down, with a mouse or a finger."""
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
     grip = target.find_element("css selector", ".grip")
@@ -226,7 +226,7 @@ def test_alpha_bar_is_ddpms_and_x_t_is_signal_and_standard_normal_noise(page):
 
 
 def moved(page):
-    """How far the added image moves the sum, as the page says it."""
+    """How far the added image moves the sum, as the page states it."""
     said = element(page, "moved").text
     return float(re.search(r"moves the sum of the clipped gradients by ([\d.]+), which", said).group(1))
 
@@ -294,7 +294,7 @@ def test_the_released_mean_is_the_noisy_sum_over_the_declared_B_and_the_button_d
 
 
 def some_settings(n=50):
-    """(q, sigma, steps, delta), log-uniform; the runs that ship first."""
+    """Settings (q, sigma, steps, delta): first those of the runs that ship, then log-uniform random ones."""
     r = np.random.default_rng(0)
     runs = [(1024 / 60000, 1.021, 64, 1e-5), (4096 / 60000, 0.818, 200, 1e-5), (0.04, 1.5, 2250, 1e-5),
             (512 / 60000, 0.4526, 110, 1e-5), (2048 / 14232, 5.553, 100, 1e-5)]
@@ -345,7 +345,7 @@ def test_what_figure_3_says_of_the_runs_that_ship():
 
 @pytest.mark.parametrize("epsilon, delta", [(0.8, 1e-3), (10, 1e-5)])
 def test_the_region_is_where_both_errors_of_all_tests_are_bounded_both_ways(page, epsilon, delta):
-    """Against the definition: P(E | in) <= e^epsilon P(E | out) + delta, for E and not E, both ways round."""
+    """By the definition: P(E | in) <= e^epsilon P(E | out) + delta for E and not E, both ways round."""
     e = math.exp(epsilon)
     type_number(page, "epsilon4", epsilon)
     type_number(page, "delta4", delta)
@@ -363,7 +363,7 @@ def test_the_audits_dot_is_in_the_region_of_what_is_proven_and_outside_that_of_l
     proven = accountant.epsilon(1.0, 1.0, 1, audit["delta"])[0]
     assert proven <= audit["epsilon"] < proven + 0.01
     for share, mean in ((audit["hits"], 1), (audit["alarms"], 0)):       # of 2,000,000 scores, N(mean, 1)
-        expected = norm.sf(4.542 - mean)                 # the event: a score >= 4.542 says "with"
+        expected = norm.sf(4.542 - mean)                 # the event: the score is >= 4.542
         assert abs(share - expected) < 5 * math.sqrt(expected / 2e6)
     element(page, "audit").click()
     assert page.execute_script("return [v.epsilon4, v.delta4]") == [4.73, 1e-5]

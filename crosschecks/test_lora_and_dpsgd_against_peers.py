@@ -1,4 +1,4 @@
-"""The adapter in PEFT, Opacus' clipped sums on it: other people's code reads our files, gets our numbers."""
+"""PEFT reads our adapter's files and computes the same outputs; Opacus computes the same clipped sums."""
 import importlib.util
 import warnings
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_peft_reads_our_adapter_and_computes_the_same(saved):
 
 
 def test_peft_reads_the_adapter_of_latents_that_ships():
-    """On the public base with the private classes' own table, as sample.py makes it."""
+    """The public base has the table of the private classes, as sample.py makes it."""
     folder = ROOT / "assets" / "cells-eps10"
     ours = runs.load(folder).model
     theirs = PeftModel.from_pretrained(runs.load(folder, public=True).model, str(folder))
@@ -49,10 +49,7 @@ def test_peft_reads_the_adapter_of_latents_that_ships():
 
 
 def test_opacus_hooks_give_our_clipped_sum(saved):
-    """K = 1.
-
-    PEFT's adapter is made of nn.Linear, nn.Conv2d and nn.Embedding, for which Opacus has its own formulas.
-    """
+    """PEFT's adapter is made of nn.Linear, nn.Conv2d and nn.Embedding, which Opacus supports. K = 1."""
     ours, folder = saved
     theirs = PeftModel.from_pretrained(helpers.tiny_unet(), str(folder), is_trainable=True)
     x0, labels, t, noise = ex = helpers.examples(6, K=1)

@@ -1,4 +1,4 @@
-"""docs/tour.ipynb runs from top to bottom, as its reader runs it."""
+"""docs/tour.ipynb runs from top to bottom, as a reader would run it."""
 from pathlib import Path
 
 import nbclient

@@ -106,7 +106,7 @@ class FIDInception(nn.Module):
 if __name__ == "__main__":
     import data
     if len(sys.argv) != 2:
-        sys.exit("inception.py: expected one argument, the file of weights (see the example in the first lines)")
+        sys.exit("inception.py: expected one argument, the file of weights (see the example above)")
     try:
         net = FIDInception(sys.argv[1])
     except ValueError as e:

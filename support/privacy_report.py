@@ -73,10 +73,10 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise. The run can be repeated "
                      "exactly, for tests and teaching.")
-    lines.append(f"          --train {s.train} on the base {s.base}: {run.adapted} layers adapted, "
-                 f"lr {s.lr:g}, draws {s.draws}; {where}")
+    lines.append(f"          --train {s.train} on {s.base}: {run.adapted} layers adapted, lr {s.lr:g}, "
+                 f"--draws {s.draws}; {where}")
     if run.coder is not None:
-        rows = f"; classes start from: {s.start}" if run.model.classes is not None else ""
+        rows = f"; class embeddings start from: {s.start}" if run.model.classes is not None else ""
         lines.append(f"          in the latents of that base's autoencoder{rows}")
     if s.data not in data.KNOWN and run.classes:
         lines.append("          declared classes, with their numbers in the network: "

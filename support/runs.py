@@ -51,7 +51,7 @@ def begin(settings, device: torch.device) -> Run:
     if coder is not None and model.classes is not None:
         lora.new_classes(model, declared["classes"], s.start)
     adapted = lora.attach(model, adapter(s, model))
-    s = dataclasses.replace(s, precision=devices.precision(device, model, s.precision))      # not auto
+    s = dataclasses.replace(s, precision=devices.precision(device, model, s.precision))    # no longer auto
     return Run(s, model, coder, sha256, declared.get("classes"), declared.get("labels"), adapted)
 
 

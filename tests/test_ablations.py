@@ -79,7 +79,8 @@ def test_no_run_starts_after_the_minutes_are_over(tmp_path):
 
 def test_K_is_compared_at_equal_computation_and_at_equal_batch():
     for scale, point in ablations.SCALES.items():
-        found = {(cell["K"], cell["B"]) for cell in ablations.grid(["k"], 1, EVALUATION | dict(scale=scale), [])}
+        cells = ablations.grid(["k"], 1, EVALUATION | dict(scale=scale), [])
+        found = {(cell["K"], cell["B"]) for cell in cells}
         equal = point["B"] * point["K"]
         assert found == {(K, equal // K) for K in (1, 4, 16)} | {(K, equal // 4) for K in (1, 4, 16)}
 

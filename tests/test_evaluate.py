@@ -127,7 +127,10 @@ def test_the_reference_classifier_is_trained_once_per_data_set_and_again_if_its_
         trained.append(len(a[1]))
         return train(*a, **k)
     monkeypatch.setattr(classifiers, "train_classifier", counted)
-    ask = lambda n: classifiers.reference_classifier("folder:my/digits", images[:n], labels[:n], epochs=1, folder=tmp_path)
+
+    def ask(n):
+        return classifiers.reference_classifier("folder:my/digits", images[:n], labels[:n], epochs=1,
+                                                folder=tmp_path)
     first, second = ask(100), ask(100)
     file = tmp_path / "reference-classifier-folder-my-digits.pt"
     assert trained == [100] and file.stat().st_mode & 0o777 == 0o600
@@ -212,8 +215,8 @@ def test_of_a_run_on_the_curators_own_images_the_place_has_to_be_given(kind, tmp
 def test_a_run_is_measured_beside_its_public_base(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path)
-    judge = classifiers.judge
-    monkeypatch.setattr(classifiers, "judge", lambda name, images, labels, **_: judge(
+    whole = classifiers.reference_classifier
+    monkeypatch.setattr(classifiers, "reference_classifier", lambda name, images, labels, **_: whole(
         name, images[:600], labels[:600], epochs=2, folder=None))                # in a tenth of the time
     code, screen, error = run(monkeypatch, capsys, tmp_path, "--fast", "--n", 30, "--base", "moved.pt")
     assert code == 0, error
@@ -311,14 +314,14 @@ def test_figures_are_on_the_screen_before_a_full_disk_can_lose_them(tmp_path, mo
 
 def test_a_cache_that_cannot_be_kept_is_a_note(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert classifiers.cached(tmp_path / "file" / "runs", "judge", "key", lambda: 7) == 7
-    assert "judge is not kept" in capsys.readouterr().err
+    assert classifiers.cached(tmp_path / "file" / "runs", "features", "key", lambda: 7) == 7
+    assert "features is not kept" in capsys.readouterr().err
 
 
 def test_too_few_private_images_are_refused_at_the_start(tmp_path, monkeypatch, capsys):
     images = np.zeros((5, 1, 28, 28), np.uint8)
     np.savez(tmp_path / "few.npz", images=images, labels=np.arange(5))
-    monkeypatch.setattr(classifiers, "judge", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(classifiers, "reference_classifier", lambda *_, **__: pytest.fail("trained"))
     file = tmp_path / "few.npz"
     code, _, error = run(monkeypatch, capsys, file, "--data", f"npz:{file}", "--fast")
     assert code == 2 and "5 images, expected at least 6" in error and len(error.splitlines()) == 1

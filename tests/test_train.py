@@ -115,7 +115,8 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
     for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)),
-                       (("--sampler", "dpm"), dict(sampler="dpm")), (("--threshold", "100"), dict(threshold=100))):
+                       (("--sampler", "dpm"), dict(sampler="dpm")),
+                       (("--threshold", "100"), dict(threshold=100))):
         argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5,
                 "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
