@@ -474,7 +474,7 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_no_file(world, tmp_path, m
 
     def press(*_, **__):
         raise KeyboardInterrupt
-    monkeypatch.setitem(ddpm.SAMPLERS, "ddim", press)
+    monkeypatch.setitem(ddpm.SAMPLERS, ddpm.Sampling().sampler, press)
     code, _, err = call(sample.main, "finished", *SAMPLE, "--out", tmp_path / "grid.png")
     assert code == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1].startswith("sample.py: interrupted"), err

@@ -114,9 +114,11 @@ def test_the_adapter_loads_in_sample(run, tmp_path):
 def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
     folder, _ = run
     drawn = []
-    for flags, how in (((), dict(eta=1.0)), (("--eta", "0"), dict(eta=0.0)),
+    ddim = ("--sampler", "ddim", "--eta")
+    for flags, how in (((*ddim, "1"), dict(sampler="ddim", eta=1.0)),
+                       ((*ddim, "0"), dict(sampler="ddim", eta=0.0)),
                        (("--sampler", "dpm"), dict(sampler="dpm")),
-                       (("--threshold", "100"), dict(threshold=100))):
+                       (("--sampler", "dpm", "--threshold", "100"), dict(sampler="dpm", threshold=100))):
         argv = ["sample.py", folder, "--n", 3, "--steps", 4, "--guidance", 0, "--seed", 5,
                 "--npz", tmp_path / "s.npz", *flags]
         monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
@@ -128,7 +130,7 @@ def test_sample_draws_as_its_flags_say(run, tmp_path, monkeypatch):
                                    generator=torch.Generator().manual_seed(5), quiet=True)
         apart = (drawn[-1].int() - expected.int()).abs().max()           # in grey levels
         assert apart <= 1, f"more than a rounding: {flags}"
-    for i, j in ((0, 1), (1, 2), (0, 3)):
+    for i, j in ((0, 1), (1, 2), (2, 3)):
         assert (drawn[i].int() - drawn[j].int()).abs().max() > 1, "each flag makes a difference"
 
 
