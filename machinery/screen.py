@@ -23,6 +23,15 @@ AGAIN = 60.0                 # seconds between that line and the next
 ENDINGS = ("SIGTERM", "SIGUSR1", "SIGXCPU", "SIGHUP", "SIGBREAK")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the default of each flag, unless the text says it, or there is none to say."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, True, False) or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose --help shows the first line of the program's docstring, and each flag with its default.
 
@@ -32,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str, prog: str | None = None):
         ready()
         super().__init__(prog=prog, description=doc.splitlines()[0],
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                         formatter_class=Help)
 
     def parse_known_args(self, args=None, namespace=None):
         said, rest = super().parse_known_args(args, namespace)
