@@ -96,10 +96,9 @@ def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("base", "base-clothes", "photos", "smears"):
-        path = data.ASSETS / f"{name}.pt"
+    for path in sorted(data.ASSETS.glob("*.pt")):
         model, coder, sha256 = load(path)
         where = "pixels" if coder is None else f"latents of {coder.f} x {coder.f} pixels each"
-        print(f"{path.name:<18} {sum(p.numel() for p in model.parameters()):>9,} weights, works in {where}; "
+        print(f"{path.name:<20} {sum(p.numel() for p in model.parameters()):>9,} weights, works in {where}; "
               f"SHA-256 {sha256[:12]}...")
-        print(f"{'':<18} {model.classes} classes: {data.few(model.config['names'])}")
+        print(f"{'':<20} {model.classes} classes: {data.few(model.config['names'])}")

@@ -137,7 +137,7 @@ KNOWN = {
     "cifar10": DataSet(50_000, 3, 32, CIFAR10, functools.partial(read_torchvision, "CIFAR10")),
     "cifar100": DataSet(50_000, 3, 32, tuple(map(str, range(100))),
                         functools.partial(read_torchvision, "CIFAR100")),
-    "celeba": DataSet(162_770, 3, 64, None, read_celeba)}                # 64 after resizing
+    "celeba": DataSet(162_770, 3, 64, None, read_celeba, base="assets/faces.pt")}        # 64 after resizing
 
 
 def is_name(name: str) -> bool:
