@@ -23,6 +23,7 @@ import lora
 import pld
 import sample
 import train
+import unet
 from conftest import tiny_unet
 from helpers import (IMAGES, N, PUBLISHED, call, finetune, make_folder, make_place, stop_after, watch,
                      write_idx)
@@ -349,6 +350,29 @@ def test_ranks_compare_what_the_rounding_of_a_gradient_depends_on(monkeypatch):
     assert finetune("--out", "run", "--steps", 1)[0] == 0
     kind = devices.kind(torch.device("cpu"))
     assert kind.items() <= compared[0].items() and {"device", "bfloat16", "torch", "processor"} <= kind.keys()
+
+
+@pytest.mark.parametrize("hardware, pixels, latents", [
+    ("units", "bfloat16", "bfloat16"), ("instructions", "bfloat16", "float32"), ("", "float32", "float32")])
+def test_the_precision_follows_from_hardware_and_network_and_a_flag_comes_first(hardware, pixels, latents,
+                                                                                monkeypatch):
+    monkeypatch.setattr(devices, "hardware", lambda device: hardware)
+    cpu = torch.device("cpu")
+    for patch, expected in ((2, pixels), (1, latents)):
+        network = unet.UNet(channels=16, patch=patch)
+        assert devices.precision(cpu, network) == expected
+        for asked in ("float32", "bfloat16"):
+            assert devices.precision(cpu, network, asked) == asked
+            with devices.autocast(cpu, network, asked):
+                assert torch.is_autocast_enabled("cpu") == (asked == "bfloat16")
+
+
+def test_the_precision_is_written_down_and_a_resumed_run_keeps_it():
+    stopped("run", "--precision", "float32")
+    code, _, err = finetune("--out", "run", "--precision", "bfloat16", "--resume")
+    assert code == 2 and "precision: 'float32' then, 'bfloat16' now" in err
+    assert finetune("--out", "run", "--precision", "float32", "--resume")[0] == 0
+    assert json.loads(Path("run/config.json").read_text())["precision"] == "float32"
 
 
 def test_the_factors_A_start_from_bytes_that_private_images_have_no_part_in(tmp_path, monkeypatch):
