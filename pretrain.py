@@ -45,6 +45,8 @@ UNETS = {                    # shapes of unet.UNet
     "small": dict(),                                                     # 28 x 28 x 1, in patches of 2 x 2
     "photos": dict(image_channels=4, channels=48, multipliers=(1, 2, 2), attention_levels=(1, 2),
                    classes=202, patch=1),                                # latents 16 x 16 x 4 of 64 x 64 x 3
+    "photos-large": dict(image_channels=4, channels=96, multipliers=(1, 2, 2), blocks=2,
+                         attention_levels=(1, 2), heads=8, classes=202, patch=1),        # for a GPU
     "cifar10": dict(image_channels=3, channels=128, multipliers=(1, 2, 2), blocks=2, attention_levels=(1, 2),
                     heads=8, classes=10, patch=1),
     "celeba64": dict(image_channels=3, channels=128, multipliers=(1, 2, 4), blocks=2,
@@ -74,6 +76,7 @@ class Settings:
     lr: float = 1e-3               # peak learning rate of Adam (it rises, then falls: one cycle)
     seed: int = 0                  # of all random numbers; public, since the images are
     device: str = "auto"           # auto, cuda, mps or cpu
+    compile: bool = False          # compile the UNet with torch.compile: faster on a GPU, after a slow start
     out: str = "runs/base.pt"      # file for the model; a file that exists is never overwritten
     resume: bool = False           # continue from the state that an interrupted run left beside --out
 
@@ -221,6 +224,7 @@ def pretrain(s: Settings) -> None:
     base.fits(model, images if draw else images[0], classes, s.data)     # pixels or latents
 
     others = mixed_in(s, images, coder) if s.mix else None
+    network = torch.compile(model) if s.compile else model               # the same weights
 
     def loss(generator):
         if draw:
@@ -239,7 +243,7 @@ def pretrain(s: Settings) -> None:
                 labels[replaced] = model.classes
         t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=law.law)
         with devices.autocast(device, model):
-            return ddpm.loss(model, x0.to(device), labels.to(device), t.to(device), noise.to(device),
+            return ddpm.loss(network, x0.to(device), labels.to(device), t.to(device), noise.to(device),
                              weight=law.weight).mean()
 
     print(f"public base on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
@@ -323,7 +327,7 @@ def main() -> None:
     argv, stage, foreign = sys.argv[1:], pretrain, ("crop", "channels")
     if argv[:1] == ["autoencoder"]:
         argv, stage = argv[1:], train_autoencoder
-        foreign = ("unet", "autoencoder", "draws", "flip", "mix", "share")
+        foreign = ("unet", "autoencoder", "draws", "flip", "mix", "share", "compile")
     named = CHOICES | dict(data=[*DRAWN, *data.KNOWN])           # for --help only; `check` allows more
     s = flags.parse(Settings, "pretrain.py", __doc__, argv, choices=named)
     with screen.one_line("pretrain.py", "lower --batch"):

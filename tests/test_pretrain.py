@@ -1,4 +1,6 @@
 """Property tests of pretrain.py: a base that loads; an interrupted run is the run that was not."""
+import functools
+
 import pytest
 import torch
 
@@ -35,6 +37,17 @@ def test_pretraining_goes_on_from_the_base_it_is_given(drawn, tmp_path):
     assert all(torch.allclose(before[name], on[name], atol=1e-6) for name in before)
     assert any(before[name].shape != new[name].shape or not torch.allclose(before[name], new[name])
                for name in before)
+
+
+def test_compiled_training_makes_the_same_weights(tmp_path, monkeypatch):
+    """Up to rounding. The backend `eager` needs no compiler of C++, which may be missing here."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    made = {}
+    for compiled in (False, True):
+        pretrain.pretrain(settings(tmp_path, compile=compiled, out=str(tmp_path / str(compiled))))
+        made[compiled] = base.load(tmp_path / str(compiled)).model.state_dict()
+    assert made[False].keys() == made[True].keys()
+    assert all(torch.allclose(made[False][name], made[True][name], atol=1e-5) for name in made[True])
 
 
 class Interrupt:
