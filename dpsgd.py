@@ -132,10 +132,10 @@ def norms(grads: Grads) -> Tensor:
     """
     rows = [g.flatten(1) for g in grads.values()]
     width = min(WIDTH, max(row.shape[1] for row in rows))
-    squares = 0
+    squares = float64(rows[0].new_zeros(len(rows[0]), width))
     for row in rows:
         for part in row.split(width, dim=1):
-            squares = squares + F.pad(float64(part).square(), (0, width - part.shape[1]))    # (n, width)
+            squares[:, :part.shape[1]] += float64(part).square()
     while squares.shape[1] > 1:                                          # add the right half to the left
         left, right = squares.split((squares.shape[1] + 1) // 2, dim=1)
         squares = left + F.pad(right, (0, left.shape[1] - right.shape[1]))
@@ -165,11 +165,14 @@ def clip_and_count(grads: Grads, C: float) -> Params:
         factor = factor / unit(C)                                        # exact, as it is a power of two
     total = {}
     for name, g in grads.items():
-        rows = float64(g.flatten(1).nan_to_num(0, 0, 0))         # because 0 * NaN and 0 * inf are NaN
-        rows = factor[:, None] * rows                            # no TF32 or autocast rounds float64
-        if C < math.inf:
-            rows = rows.to(torch.int64)                                  # drops the fraction: towards zero
-        total[name] = rows.sum(0).view(g.shape[1:])
+        sums = []
+        for part in g.flatten(1).split(4 * WIDTH, dim=1):                # few enough numbers for a CPU's cache
+            rows = float64(part.nan_to_num(0, 0, 0))                     # because 0 * NaN and 0 * inf are NaN
+            rows = factor[:, None] * rows                                # no TF32 or autocast rounds float64
+            if C < math.inf:
+                rows = rows.to(torch.int64)                              # drops the fraction: towards zero
+            sums.append(rows.sum(0))
+        total[name] = torch.cat(sums).view(g.shape[1:])
     return total
 
 

@@ -1,10 +1,10 @@
-"""overview.py -- draws the pictures of README and docs/results.md: public base | private model | real images.
+"""overview.py -- draws the picture at the top of the README: public base | private model | real images.
 
 Both models start from the same noise and use the same sampler. The real images are the first test images of
-each class. They were not used in training, and no image is chosen by eye.
+each class. They were not used in training, and no image is chosen by eye. No real face is shown, because no
+face of the private data ships.
 
   $ python benchmarks/overview.py --data-dir datasets      # assets/overview.png; reads datasets/FashionMNIST/
-  $ python benchmarks/overview.py --colour                 # assets/cells.png
 """
 import argparse
 import sys
@@ -21,16 +21,17 @@ import data  # noqa: E402
 import sample  # noqa: E402
 from support import runs  # noqa: E402
 
-ROWS = 4                                                         # images of each class
-SCALE, GAP, HEAD = 2, 24, 44                                     # zoom; pixels between panels; of the title
-GREY = [("mnist", "mnist-eps10"), ("fashion-mnist", "fashion-eps10")]    # data set, run in assets/
-COLOUR = [("cells", "cells-eps10")]
+ROWS, FACES = 4, 9                   # rows of images in each panel; columns where there are no classes
+GAP, HEAD = 24, 44                   # pixels between panels; height of the titles
+SETS = {"mnist": 2, "fashion-mnist": 2, "cells": 1, "faces": 1}          # data set -> zoom
+TITLES = ("public base", "private model, epsilon = 10", "real test images")
 
 
 def drawn(folder: Path, public: bool) -> Tensor:
-    """ROWS images of each class, with a column for each class: (ROWS * classes, C, H, W) uint8."""
+    """ROWS images of each class, with a column for each class: (ROWS * columns, C, H, W) uint8."""
     run, same_noise = runs.load(folder, public), torch.Generator().manual_seed(0)
-    labels = sample.one_of_each(run).repeat(ROWS)
+    labels = sample.one_of_each(run)
+    labels = labels.repeat(ROWS * (1 if len(labels) > 1 else FACES))
     threshold = 0 if run.coder else 8                            # grey levels; digits lie on black
     return sample.generate(run, labels, len(labels), threshold=threshold, generator=same_noise, quiet=True)
 
@@ -52,29 +53,31 @@ def panel(images: Tensor, zoom: int) -> Image.Image:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data-dir", help="folder of Fashion-MNIST, or to download it to (default: datasets)")
-    p.add_argument("--colour", action="store_true",
-                   help="draw the picture of blood cells for docs/results.md instead")
     a = p.parse_args()
-    zoom, rows = 1 if a.colour else SCALE, []
-    for name, run in COLOUR if a.colour else GREY:
-        folder, data_dir = ROOT / "assets" / run, a.data_dir if name == "fashion-mnist" else None
-        sides = (drawn(folder, True), drawn(folder, False), real(name, data_dir))
+    rows = []
+    for name, zoom in SETS.items():
+        folder = ROOT / "assets" / f"{name.removesuffix('-mnist')}-eps10"
+        sides = [drawn(folder, True), drawn(folder, False)]
+        if name in data.KNOWN:
+            sides.append(real(name, a.data_dir if name == "fashion-mnist" else None))
         rows.append([panel(images, zoom) for images in sides])
 
-    width, height = rows[0][0].size
-    size = (3 * width + 2 * GAP, HEAD + len(rows) * (height + GAP) - GAP)
-    sheet = Image.new("RGB" if a.colour else "L", size, "white")
-    write, font = ImageDraw.Draw(sheet), ImageFont.load_default(30)
-    seen = "photographs, drawings" if a.colour else "drawings by code"
-    titles = (f"public base: {seen}", "private model, epsilon = 10", "real test images")
-    for column, title in enumerate(titles):
-        left = column * (width + GAP)
-        write.text((left + width // 2, HEAD // 2 - 2), title, 0, font, anchor="mm")
-        for row in range(len(rows)):
-            sheet.paste(rows[row][column], (left, HEAD + row * (height + GAP)))
-    out = ROOT / "assets" / ("cells.png" if a.colour else "overview.png")
-    sheet = sheet.quantize(256) if a.colour else sheet                   # a third of the bytes
-    sheet.save(out, optimize=True)
+    width = max(row[0].width for row in rows)
+    height = HEAD + sum(row[0].height + GAP for row in rows) - GAP
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, height), "white")
+    write, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(30), ImageFont.load_default(20)
+    for column, title in enumerate(TITLES):
+        middle, top = column * (width + GAP) + width // 2, HEAD
+        write.text((middle, HEAD // 2 - 2), title, "black", font, anchor="mm")
+        for row in rows:
+            if column < len(row):
+                sheet.paste(row[column], (middle - row[column].width // 2, top))
+            else:
+                write.text((middle, top + row[0].height // 2), "not shown: no private face ships", "gray",
+                           small, anchor="mm")
+            top += row[0].height + GAP
+    out = ROOT / "assets" / "overview.png"
+    sheet.quantize(256).save(out, optimize=True)                         # a third of the bytes
     print(f"wrote {out.relative_to(ROOT)}, {sheet.width} x {sheet.height} pixels")
 
 
