@@ -166,7 +166,7 @@ def clip_and_count(grads: Grads, C: float) -> Params:
     total = {}
     for name, g in grads.items():
         sums = []
-        for part in g.flatten(1).split(4 * WIDTH, dim=1):                # few enough numbers for a CPU's cache
+        for part in g.flatten(1).split(4 * WIDTH, dim=1):                # small enough for a CPU's cache
             rows = float64(part.nan_to_num(0, 0, 0))                     # because 0 * NaN and 0 * inf are NaN
             rows = factor[:, None] * rows                                # no TF32 or autocast rounds float64
             if C < math.inf:
