@@ -202,7 +202,8 @@ def test_the_documented_command_is_the_shipped_runs(name):
     wanted = dataclasses.asdict(train.check(settings))
     wanted["data"] = wanted["data"].partition(":")[0]                    # a published folder names no place
     used = json.loads((ROOT / "assets" / name / "config.json").read_text())
-    free = {"device", "precision", "data_dir", "out", "chunk", "peek", "resume", "classes"}   # of the machine, or the data
+    # what depends on the machine, or on the data
+    free = {"device", "precision", "data_dir", "out", "chunk", "peek", "resume", "classes"}
     for setting in (wanted.keys() & used.keys()) - free:
         assert wanted[setting] == used[setting], setting
 
