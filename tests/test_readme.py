@@ -194,7 +194,8 @@ def test_the_headline_figures_of_the_results_page_are_those_of_its_sections():
 
 
 @pytest.mark.parametrize("name", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1",
-                                  "cells-eps10", "cells-eps1", "cifar10-eps10", "cifar10-eps1"])
+                                  "cells-eps10", "cells-eps1", "cifar10-eps10", "cifar10-eps1",
+                                  "faces-eps10", "faces-eps1"])
 def test_the_documented_command_is_the_shipped_runs(name):
     """Every flag that results.md gives, and every default that it leaves, is what config.json says."""
     command = re.search(rf"^python train.py (.* --out runs/{name})$", RESULTS, re.M)[1]
@@ -209,7 +210,7 @@ def test_the_documented_command_is_the_shipped_runs(name):
 
 
 @pytest.mark.parametrize("run", ["mnist-eps10", "mnist-eps1", "fashion-eps10", "fashion-eps1", "cells-eps10",
-                                 "cells-eps1", "cifar10-eps10", "cifar10-eps1"])
+                                 "cells-eps1", "cifar10-eps10", "cifar10-eps1", "faces-eps10", "faces-eps1"])
 def test_the_table_of_recipes_is_what_the_shipped_runs_used(run):
     used = json.loads((ROOT / "assets" / run / "config.json").read_text())
     said = re.search(rf"^\| `{run}` \| (.*) \|$", RECIPES, re.M)[1].replace("`", "").split(" | ")
