@@ -1,8 +1,8 @@
 """overview.py -- draws the picture at the top of the README: public base | private model | real images.
 
-Both models start from the same noise and use the same sampler. The real images are the first test images of
-each class. They were not used in training, and no image is chosen by eye. No real face is shown, because no
-face of the private data ships.
+Both models start from the same noise and use the same sampler: the default one, and for faces the random one
+without guidance. The real images are the first test images of each class. They were not used in training, and
+no image is chosen by eye. No real face is shown, because no face of the private data ships.
 
   $ python benchmarks/overview.py --data-dir datasets      # assets/overview.png; reads datasets/FashionMNIST/
 """
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import sample  # noqa: E402
+from ddpm import Sampling  # noqa: E402
 from support import runs  # noqa: E402
 
 ROWS, FACES = 4, 9                   # rows of images in each panel; columns where there are no classes
@@ -31,9 +32,11 @@ def drawn(folder: Path, public: bool) -> Tensor:
     """ROWS images of each class, with a column for each class: (ROWS * columns, C, H, W) uint8."""
     run, same_noise = runs.load(folder, public), torch.Generator().manual_seed(0)
     labels = sample.one_of_each(run)
+    how = Sampling() if len(labels) > 1 else Sampling("ddim", guidance=0)
     labels = labels.repeat(ROWS * (1 if len(labels) > 1 else FACES))
     threshold = 0 if run.coder else 8                            # grey levels; digits lie on black
-    return sample.generate(run, labels, len(labels), threshold=threshold, generator=same_noise, quiet=True)
+    return sample.generate(run, labels, len(labels), how, threshold=threshold, generator=same_noise,
+                           quiet=True)
 
 
 def real(name: str, data_dir: str | None) -> Tensor:
