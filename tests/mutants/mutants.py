@@ -129,7 +129,7 @@ MUTANTS = [
            DPSGD + "chunk_size_never_changes_the_answer[3]"),
     # --- the arithmetic of the sum
     Mutant("norms in float32", "dpsgd.py",
-           "F.pad(float64(part).square(),", "F.pad(float64(part.square()),",
+           "+= float64(part).square()", "+= part.square()",
            "At C = 1e-22 squares underflow, the norm is 0, and the image passes unclipped: 40 C, or 4e9 C.",
            NOISE + "an_image_counts_for_C_or_less_whatever_its_gradients_size[1e-38-1e-40]"),
     Mutant("any C above 0", "dpsgd.py",
