@@ -76,7 +76,7 @@ class Settings:
     lr: float = 1e-3               # peak learning rate of Adam (it rises, then falls: one cycle)
     seed: int = 0                  # of all random numbers; public, since the images are
     device: str = "auto"           # auto, cuda, mps or cpu
-    compile: bool = False          # compile the UNet with torch.compile: faster on a GPU, after a slow start
+    compile: bool = False          # compile the UNet with torch.compile; meant for a GPU, and slow to start
     out: str = "runs/base.pt"      # file for the model; a file that exists is never overwritten
     resume: bool = False           # continue from the state that an interrupted run left beside --out
 

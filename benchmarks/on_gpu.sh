@@ -32,7 +32,7 @@ public() {                                   # public FILE ARGUMENTS...: a train
     [ -e "$out/$1.checkpoint" ] && more=(--resume)
     piece "$1" python pretrain.py "${@:2}" --out "$out/$1" "${more[@]}"
 }
-private() {                                  # private NAME DATA ARGUMENTS...: a private run of 8 GB at most
+private() {                                  # private NAME DATA ARGUMENTS...: a private run
     local more=()
     [ -e "$out/$1/checkpoint.pt" ] && more=(--resume)
     piece "$1/privacy.json" python train.py --data "$2" --accountant pld --chunk "$(n 1024 64)" \
@@ -60,7 +60,7 @@ for drawn in smears faces; do
         --steps "$(n 1500)"
 done
 
-# 3. private: the recipes of docs/recipes.md
+# 3. private: one recipe for each budget, near those of docs/recipes.md
 cifar=(--N 50000 --size 32 --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck
        --start "projectile,sports car,goose,tabby,gazelle,golden retriever,bullfrog,ox,lifeboat,moving van"
        --base "$out/photos.pt" --draws paper)
