@@ -52,17 +52,19 @@ PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def setting(device, images: int, K: int = 1, rank: int = 16, side: int = 28, what: str = "lora",
-            channels: int | None = None):
+            channels: int | None = None, file: str = "base.pt"):
     """(model, trainable, frozen, example): a model that is ready for fine-tuning, and a lot.
 
-    The model is the base for digits, or a new UNet with `channels`.
+    The model is the base in assets/`file`, or a new UNet with `channels`. The images are drawn digits, and
+    each channel of the network sees the same one.
     """
     torch.manual_seed(0)
-    model = unet.UNet(channels=channels) if channels else base.load(ROOT / "assets" / "base.pt").model
+    model = unet.UNet(channels=channels) if channels else base.load(ROOT / "assets" / file).model
     lora.attach(model, lora.describe(what, rank, rank, True))
     model.to(device)
     x0, labels = glyphs.draw(images, torch.Generator().manual_seed(0))
-    x0 = F.interpolate(x0, size=(side, side))
+    x0 = F.interpolate(x0, size=(side, side)).expand(-1, model.config["image_channels"], -1, -1)
+    labels = labels % model.classes
     return model, *lora.split(model), tuple(v.to(device) for v in (x0, labels, *ddpm.draw_t_and_noise(x0, K)))
 
 
@@ -329,7 +331,9 @@ def shapes(n: int) -> dict:
             "rank": [dict(rank=r) for r in (4, 16, 64)],
             "image side": [dict(side=side) for side in (28, 56)],
             "trained": [dict(what=what) for what in lora.WHAT],
-            "channels": [dict(channels=c) for c in (32, 64, 128)]}       # 32: the shipped base's width
+            "channels": [dict(channels=c) for c in (32, 64, 128)],       # 32: the shipped base's width
+            "trained, latents": [dict(images=4 * n, side=16, file="smears.pt", what=what)
+                                 for what in ("lora", "lora+embed", "lora+conv")]}
 
 
 def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
@@ -338,13 +342,14 @@ def growth(groups: dict, n: int, rounds: int, device) -> list[tuple]:
     A row is (what varies, its value, ms of a private step, that over the ms at the base point, that over the
     ms of the ordinary step). A chunk has 4 n images x draws. Precision and kind of gradients are train.py's.
     """
-    point = dict(images=n, K=1, rank=16, side=28, what="lora", channels=None)
+    point = dict(images=n, K=1, rank=16, side=28, what="lora", channels=None, file="base.pt")
     key = lambda change: tuple({**point, **change}.items())
     made = {}
     for shape in dict.fromkeys(key(change) for change in [{}, *sum(groups.values(), [])]):       # each once
         how = dict(shape)
         model, trainable, frozen, example = setting(device, **how)
-        losses, chunk = losses_of(model, frozen, device, precision_of(device)), max(1, 4 * n // how["K"])
+        precision, chunk = devices.precision(device, model), max(1, 4 * n // how["K"])
+        losses = losses_of(model, frozen, device, precision)
         made[shape, "private"] = private_step(losses, trainable, example, chunk,
                                               by_copies=how["what"].startswith("lora"))
         made[shape, "ordinary"] = ordinary_step(losses, trainable, example, chunk)
@@ -363,7 +368,7 @@ def plot(rows: list[tuple], path: Path) -> None:
     import matplotlib.pyplot as plt
     point = {"images B": rows[1][1], "rank": 16, "image side": 28, "channels": 32}
     figure, axes = plt.subplots(figsize=(6, 4))
-    for what in dict.fromkeys(row[0] for row in rows if row[0] != "trained"):
+    for what in dict.fromkeys(row[0] for row in rows if "trained" not in row[0]):
         points = [(value / point.get(what, 1), times) for name, value, _, times, _ in rows if name == what]
         axes.loglog(*zip(*points), "o-", label=what)
     axes.loglog((1 / 4, 16), (1 / 4, 16), "k:", label="proportional")

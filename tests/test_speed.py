@@ -50,17 +50,19 @@ def test_the_table_of_steps_holds_positive_numbers(capsys):
 
 def test_growth_is_relative_to_its_base_point():
     groups = {"rank": [dict(rank=16), dict(rank=2)], "trained": [dict(what="full")],
-              "side": [dict(side=32)], "width": [dict(channels=16)]}
+              "side": [dict(side=32)], "width": [dict(channels=16)],
+              "latents": [dict(side=16, file="smears.pt")]}
     rows = speed.growth(groups, 1, 1, CPU)
     assert [row[:2] for row in rows] == [
-        ("rank", 16), ("rank", 2), ("trained", "full"), ("side", 32), ("width", 16)]
+        ("rank", 16), ("rank", 2), ("trained", "full"), ("side", 32), ("width", 16),
+        ("latents", "smears.pt")]
     assert rows[0][3] == 1 and all(min(row[2:]) > 0 for row in rows)
 
 
 def test_every_shape_changes_the_base_point_in_settings_that_exist():
     for n in (1, 64):
         for change in sum(speed.shapes(n).values(), []):
-            assert set(change) <= {"images", "K", "rank", "side", "what", "channels"}
+            assert set(change) <= {"images", "K", "rank", "side", "what", "channels", "file"}
             assert change.get("images", 1) >= 1
 
 
