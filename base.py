@@ -16,8 +16,7 @@ import data
 import unet
 from machinery import checkpoint, screen
 
-SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS),         # these two files hold no class names
-           data.ASSETS.resolve() / "base-clothes.pt": list(data.GARMENTS)}
+SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS)}         # this file holds no class names
 
 
 class Base(NamedTuple):
