@@ -235,7 +235,7 @@ def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
     if not (steps >= 0 and float(steps).is_integer()):
         raise ValueError(f"steps = {steps}, expected a whole number of steps >= 0")
     if not LEAST_DELTA <= delta < 1:
-        raise ValueError(f"delta = {delta}, expected a probability strictly between {LEAST_DELTA:g} and 1")
+        raise ValueError(f"delta = {delta}, expected a probability, at least {LEAST_DELTA:g} and below 1")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon = {epsilon}, expected a finite number above 0")
 
@@ -307,7 +307,7 @@ def main() -> None:
         sigma = a.sigma if a.epsilon is None else calibrate(a.epsilon, a.delta, a.q, a.steps)
         spent, order = epsilon(a.q, sigma, a.steps, a.delta)
         print(f"q = {a.q:g}, steps = {a.steps}, delta = {a.delta:g}")
-        print(f"sigma = {sigma:.6g}  ->  epsilon = {spent:.6g}, proved at order {order:.4g}")
+        print(f"sigma = {sigma:.7g}  ->  epsilon = {spent:.6g}, proved at order {order:.4g}")
 
 
 if __name__ == "__main__":

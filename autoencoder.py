@@ -57,7 +57,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = dict(image_channels=image_channels, channels=channels, multipliers=list(multipliers),
                            blocks=list(blocks), latent_channels=latent_channels, patch=patch)
-        self.latent_channels, self.f, self.side = latent_channels, patch * 2 ** (len(multipliers) - 1), SIDE
+        self.latent_channels, self.f = latent_channels, patch * 2 ** (len(multipliers) - 1)
         self.register_buffer("scale", torch.ones(()))            # z = scale * mean; public, see measure_scale
         widths, last = [channels * m for m in multipliers], len(multipliers) - 1
 
@@ -66,17 +66,18 @@ class Autoencoder(nn.Module):
             down += [Block(width) for _ in range(blocks[level])]
             if level < last:
                 down.append(nn.Conv2d(width, widths[level + 1], 3, stride=2, padding=1))
-        down += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * latent_channels, 3, padding=1)]
+        down += [nn.GroupNorm(8, widths[-1]), nn.SiLU(),
+                 nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)]
         self.encoder = nn.Sequential(*down)
 
-        up = [nn.Conv2d(latent_channels, width, 3, padding=1)]
+        up = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1)]
         for level, width in reversed(list(enumerate(widths))):
             up += [Block(width) for _ in range(blocks[level] + 1)]
             if level > 0:
                 conv = nn.Conv2d(width, widths[level - 1], 3, padding=1)
                 up.append(nn.Sequential(OrderedDict(twice=nn.Upsample(scale_factor=2.0), conv=conv)))
-        up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels * patch**2, 3, padding=1),
-               nn.PixelShuffle(patch)]
+        up += [nn.GroupNorm(8, widths[0]), nn.SiLU(),
+               nn.Conv2d(widths[0], image_channels * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
         self.decoder = nn.Sequential(*up)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 import autoencoder
 import data
 import unet
-from machinery import checkpoint, screen
+from machinery import checkpoint, folders, screen
 
-SHIPPED = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS)}         # this file holds no class names
+NAMES = {data.ASSETS.resolve() / "base.pt": list(data.DIGITS)}           # the file itself stores no names
 
 
 class Base(NamedTuple):
@@ -28,7 +28,7 @@ class Base(NamedTuple):
 
 def save(path: Path, model: unet.UNet, weights: dict[str, Tensor] | None = None,
          coder: autoencoder.Autoencoder | None = None) -> None:
-    """Write a UNet's shape and weights to `path`, which is replaced at once.
+    """Write a UNet's shape and weights to `path`. A crash leaves the old file or the new one, whole.
 
     weights: written in place of the model's own, for example their running average
     coder:   the autoencoder in whose latents the UNet works. It goes into the same file, and the weights of
@@ -55,7 +55,7 @@ def load(path: Path | str) -> Base:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         model = unet.UNet(**saved["config"])
-        model.config["names"] = model.config["names"] or SHIPPED.get(Path(path).resolve())
+        model.config["names"] = model.config["names"] or NAMES.get(Path(path).resolve())
         model.load_state_dict(saved["model"])
         coder = autoencoder.from_state(saved["autoencoder"]) if "autoencoder" in saved else None
         if coder is not None:
@@ -84,7 +84,7 @@ def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
     channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
     step, grey = model.patch * 2 ** (len(model.config["multipliers"]) - 1), False
     if coder is not None:
-        channels, step, side = coder.config["image_channels"], step * coder.f, max(side, coder.side)
+        channels, step, side = coder.config["image_channels"], step * coder.f, max(side, autoencoder.SIDE)
         grey = images.shape[1] == 1                                      # copied into each channel
     if images.shape[1] != channels and not grey or side % step:
         raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
@@ -100,4 +100,4 @@ if __name__ == "__main__":
         where = "pixels" if coder is None else f"latents of {coder.f} x {coder.f} pixels each"
         print(f"{path.name:<20} {sum(p.numel() for p in model.parameters()):>9,} weights, works in {where}; "
               f"SHA-256 {sha256[:12]}...")
-        print(f"{'':<20} {model.classes} classes: {data.few(model.config['names'])}")
+        print(f"{'':<20} {model.classes} classes: {folders.few(model.config['names'])}")

@@ -1,8 +1,8 @@
 """data.py -- read images from disk as uint8 tensors.
 
 It reads data sets such as MNIST and blood cells, a folder of pictures, or an .npz file. Private images are
-read by train.py and by the evaluation alone. support/classes.py says what their classes are called and which
-of them a run uses. Public drawings are in drawings/.
+read by train.py, by evaluate.py and by attacks/ alone. support/classes.py says what their classes are called
+and which of them a run uses. Public drawings are in drawings/.
 
   $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """

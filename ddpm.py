@@ -1,7 +1,8 @@
 """ddpm.py -- add noise to an image, and undo it.
 
-This is denoising diffusion (Ho et al. 2020, "DDPM") with sampling by DDIM (Song et al. 2021). It works with
-any network that predicts the noise; unet.py has one. Nothing in this file knows about privacy.
+This is denoising diffusion (Ho et al. 2020, "DDPM") with sampling by DPM-Solver++ (Lu et al. 2022, the
+default) or DDIM (Song et al. 2021). It works with any network that predicts the noise; unet.py has one. No
+code here depends on privacy, but some comments say what matters for it.
 
   $ python ddpm.py            # ten images at eight noise levels, and back: runs/ddpm.png
 """
@@ -204,16 +205,16 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
         raise ValueError(f"guidance = {guidance}, expected a number >= 0")
     device = next(model.parameters()).device
     x = torch.randn(shape, device=device, generator=generator)
-    seen, snr = None, None
+    last_x0, last_lam = None, None
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        last, seen = seen, ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)
-        last_snr, snr = snr, half_log_snr(a)
-        aim = seen
-        if last is not None and a_next < 1:                          # not at the first jump, nor the last
-            aim = seen + (half_log_snr(a_next) - snr) / (snr - last_snr) / 2 * (seen - last)
+        x0, lam = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit), half_log_snr(a)
+        aim = x0
+        if last_x0 is not None and a_next < 1:                       # not at the first jump, nor the last
+            aim = x0 + (half_log_snr(a_next) - lam) / (lam - last_lam) / 2 * (x0 - last_x0)      # Alg. 2: D_i
         noise = (x - a**0.5 * aim) / (1 - a) ** 0.5
         x = a_next**0.5 * aim + (1 - a_next) ** 0.5 * noise
+        last_x0, last_lam = x0, lam
     return x
 
 
@@ -251,7 +252,7 @@ SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample, "dpm": dpm_sample}
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How pictures are drawn. All of it is post-processing, so it costs no privacy."""
-    sampler: str = "dpm"         # dpm (second order) needs few steps, ddim (first order) more; ddpm makes all
+    sampler: str = "dpm"         # dpm (second order) needs few steps, ddim (first order) more, ddpm 1000
     steps: int = 20              # number of jumps from noise to image, 1 to 1000 (ddpm always makes 1000)
     eta: float = 1.0             # randomness of ddim: 0 is deterministic, 1 is as random as DDPM
     guidance: float = 0.5        # strength w of classifier-free guidance; 0 means none

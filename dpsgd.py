@@ -71,15 +71,17 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
     copies = {}
     for name, p in params.items():
         copies[name] = p.detach().expand(n, *p.shape).requires_grad_()   # n views of one tensor
-    return dict(zip(copies, torch.autograd.grad(losses(copies, *examples).sum(), list(copies.values()))))
+    total = losses(copies, *examples).sum()
+    grads = torch.autograd.grad(total, list(copies.values()))
+    return dict(zip(copies, grads))
 
 
 def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
     """`per_sample` for up to size = max(1, chunk) examples, which always runs on exactly `size` of them.
 
     Missing examples are replaced by blank ones (zeros, class 0), whose gradients are dropped. Otherwise the
-    size of the last part of a lot would depend on the size of the lot, which one example changes, and with it
-    the rounding of every gradient in that part. `chunk` is declared; it is never taken from a lot.
+    size of the last part would depend on the size of the lot. One more example would then change how every
+    gradient in that part is rounded. `chunk` is declared; it is never taken from a lot.
     Returns: (the function, size)
     Errors:  more than `size` examples, or not one gradient for each -> ValueError
     """
@@ -91,8 +93,8 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
             raise ValueError(f"full_chunks: {n} examples, expected at most {size}")
         filled = [torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e in examples]
         grads = per_sample(params, *filled)
-        if any(len(g) != len(filled[0]) for g in grads.values()):
-            raise ValueError(f"full_chunks: expected one gradient for each of {len(filled[0])} examples")
+        if any(len(g) != size for g in grads.values()):
+            raise ValueError(f"full_chunks: expected one gradient for each of {size} examples")
         return {name: g[:n] for name, g in grads.items()}
     return full, size
 
@@ -104,11 +106,12 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # (1) Each clipped gradient is rounded towards zero to whole multiples of a fixed unit. The sum is then exact:
 #     it depends on no order, chunk or number of processes, and removing one example removes exactly the whole
 #     numbers of that example.
-# (2) The noise is added in float64. The result is rounded to whole multiples of the unit again, and after
-#     that to the precision of the weights.
-# Without them a release could give it away in three ways: if the sum is rounded before the noise is added; if
-# the noise is in float32; and by bits finer than the unit, which a result near 0 has only if the sum was 0.
-#                                                                         [Mironov 2012; tests/test_noise.py]
+# (2) The noise is added in float64. The result is rounded to whole multiples of the unit again (if sigma > 1,
+#     of a larger one, since the gaps between the numbers that float64's noise can take grow with sigma), and
+#     after that to the precision of the weights.
+# Without these rules a published number could reveal the sum in three ways. The sum may be rounded before the
+# noise is added. The noise may have only the precision of float32. The result may have bits finer than the
+# unit, which near 0 it has only if the sum was 0.                        [Mironov 2012; tests/test_noise.py]
 
 SMALLEST_C = 1e-40                       # in gradient-norm units; above it float64 loses no precision
 MOST_EXAMPLES = 2**22                    # of a lot; the sum of that many clipped gradients fits into int64
@@ -183,6 +186,8 @@ def clip_and_sum(grads: Grads, C: float) -> Params:
     Guarantee: adding or removing one example moves the result by at most C in L2
     Errors:    C < 1e-40 -> ValueError; an example whose norm is not finite counts as zero
     Example:   C = 1, norms (5.0, 0.5) -> (1.0, 0.5), up to a part in 10^9
+    This is the definition. `private_gradient` computes the same: it adds the whole numbers of
+    `clip_and_count` over all chunks and processes, and multiplies by the unit once, at the end.
     """
     return {name: value(total, C) for name, total in clip_and_count(grads, C).items()}
 
@@ -213,10 +218,10 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
                      sigma: float, B: float, normals: Tensor | None = None, chunk: int = 256) -> Params:
     """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
 
-    per_sample(params, *part) -> dict of (part, *shape) is called on parts of at most `chunk` examples, so
-    `chunk` bounds the memory for gradients however large the lot is. An empty lot is legal, and its result is
-    pure noise. In a torch.distributed group `examples` is this rank's part of the lot, and every rank gets
-    the whole gradient.
+    per_sample(params, *part) -> dict of (n, *shape) is called on parts of n <= `chunk` examples, so `chunk`
+    bounds the memory for gradients however large the lot is. An empty lot is legal, and its result is pure
+    noise. In a torch.distributed group `examples` is this rank's part of the lot, and every rank gets the
+    whole gradient.
     Shapes:    examples: tensors (m, ...), the lot; normals: float64, one for each weight, secret and used
                once (sigma = 0 needs none); returns dict of (*shape) in the precision of params
     Units:     C in gradient-norm units; sigma, the noise multiplier, without unit; B, the DECLARED expected
@@ -241,7 +246,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     summed = {name: value(count, C) for name, count in distributed.sum_over_ranks(total).items()}
     if sigma:
         noisy = add_noise(summed, sigma * C, normals)                    # once, after all chunks and ranks
-        summed = {name: (g / unit(C)).round() * unit(C) for name, g in noisy.items()}
+        grid = unit(max(1.0, sigma) * C)                                 # see (2) above
+        summed = {name: (g / grid).round() * grid for name, g in noisy.items()}
     mean = {name: g / B for name, g in summed.items()}           # not the realised lot size: that is private
     mean = {name: mean[name].to(p) for name, p in params.items()}
     return distributed.of_the_first(mean)                        # all ranks continue with the same bits

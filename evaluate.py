@@ -30,8 +30,8 @@ import ddpm
 import sample
 from ddpm import Sampling
 from machinery import checkpoint, devices, flags, folders, screen
-from support import classes as class_names
 from support import classifiers, runs
+from support.classes import class_names, in_places, place
 from support.runs import Run
 
 OUTSIDE = ("All of this is outside the guarantee: the run's (epsilon, delta) does not cover it. It is "
@@ -161,7 +161,7 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
     """
     def read(split: str):
         images, labels = data.load(name, split, data_dir, size, classes, channels, white)
-        images, labels = class_names.in_places(images, labels, places, classes)      # as in training
+        images, labels = in_places(images, labels, places, classes)                  # as in training
         known = labels >= 0
         if not known.all():
             folders.note(f"{int((~known).sum())} of {screen.count(len(labels), 'image')} have labels below 0 "
@@ -216,9 +216,9 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
         own = {}
     places, names = own.get("labels"), source.names
     if names and name in data.KNOWN and not places and not source.run:   # find an .npz's classes by name
-        its = class_names.class_names(name)
+        its = class_names(name)
         try:
-            places = class_names.place(its, names, len(names))
+            places = place(its, names, len(names))
         except ValueError:
             raise ValueError(f"{a.source} has the classes {folders.few(names)}, and {name} has "
                              f"{folders.few(its)}: pass --data with the images that it imitates") from None
@@ -234,27 +234,28 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
     return name, real, labels, test
 
 
-def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch.device) -> tuple[dict, dict]:
-    """({name of the row: images}, how they were drawn).
+def synthetic(a: argparse.Namespace, source: Source, classes: int, device: torch.device,
+              ) -> tuple[dict, Tensor | None, dict]:
+    """({name of the row: images}, the labels of each row's images, how they were drawn).
 
     The images are those of an .npz file, or n samples of a run and, with anchors, as many of its public base.
     """
     if not source.run:
-        return {"synthetic": source.images}, {}
+        return {"synthetic": source.images}, source.labels, {}
     n = a.n or (200 if a.fast else 10_000)
-    source.labels = sample.trained_classes(source.run, n, below=classes)
+    labels = sample.trained_classes(source.run, n, below=classes)
     how = flags.take(a, Sampling)
     if a.fast:
         how = dataclasses.replace(how, steps=5)
 
     def draw(run: Run) -> Tensor:
         same = torch.Generator(device).manual_seed(a.seed)
-        return sample.generate(run, source.labels, n, how, generator=same)
+        return sample.generate(run, labels, n, how, generator=same)
     sets = {"synthetic": draw(source.run)}
     if a.anchors:
         public = runs.load(a.source, public=True, base_path=a.base).model.to(device)
         sets["public base"] = draw(dataclasses.replace(source.run, model=public))
-    return sets, dataclasses.asdict(how)
+    return sets, labels, dataclasses.asdict(how)
 
 
 def fid_space(a: argparse.Namespace, net: nn.Module, name: str, real: Tensor, folder: Path | None,
@@ -315,8 +316,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         known, fid = fid_space(a, fid_net, name, real, folder)
         spaces["FID"] = fid_net, known
 
-    sets, how = synthetic(a, source, classes, device)                    # after all checks, as it takes time
-    images, labels = sets["synthetic"], source.labels
+    sets, labels, how = synthetic(a, source, classes, device)            # after all checks, as it takes time
+    images = sets["synthetic"]
 
     rows = {}
     for what, x in sets.items():

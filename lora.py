@@ -8,7 +8,6 @@ W is public and frozen. Only A, B and the class embedding are trained on private
 """
 import csv
 import json
-from collections import ChainMap
 from pathlib import Path
 
 import torch
@@ -21,10 +20,10 @@ from machinery import checkpoint, kernels, screen
 ATTENTION = ("qkv", "proj")              # the layers that the paper adapts
 CONVOLUTIONS = ("conv1", "conv2")        # an extension: the convolutions of every residual block
 EMBEDDINGS = ("embed",)                  # an extension: how t and the class shift each channel; it is cheap
-# Which layers LoRA adapts, by the last part of their names. To add a set of layers, add a row here.
-TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS}
-WITHOUT_LORA = {"attention": "all weights of the attention", "full": "all weights"}  # the paper's baselines
-WHAT = ChainMap(WITHOUT_LORA, TARGETS)   # both tables as one; rows that are added later appear in it, too
+# Which layers LoRA adapts, by the last part of their names. To add a set of layers, add a row here. None: the
+# paper's baselines, which train weights themselves (see `train_only`).
+TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS,
+           "attention": None, "full": None}
 
 
 class LoRALinear(nn.Module):
@@ -84,7 +83,10 @@ class LoRAConv2d(nn.Module):
 
 
 class PerExampleEmbedding(nn.Module):
-    """nn.Embedding whose table may have one copy per example: weight (classes, e) or (m, classes, e)."""
+    """nn.Embedding whose table may have one copy for each example.
+
+    Shapes: weight (classes + 1, e), or m copies (m, classes + 1, e); the last row is the null class
+    """
 
     def __init__(self, base: nn.Embedding):
         super().__init__()
@@ -235,13 +237,13 @@ def save(folder: Path, trainable: dict[str, Tensor], config: dict) -> None:
 
 
 def describe(what: str, rank: int, alpha: float, conditional: bool) -> dict:
-    """The content of adapter_config.json for `what`, one of WHAT.
+    """The content of adapter_config.json for `what`, one of TARGETS.
 
     Errors: another `what` -> ValueError
     """
-    if what not in WHAT:
-        raise ValueError(f"train = {what!r}, expected one of {', '.join(WHAT)}")
     if what not in TARGETS:
+        raise ValueError(f"train = {what!r}, expected one of {', '.join(TARGETS)}")
+    if TARGETS[what] is None:
         return dict(peft_type=None, trained=what)
     return dict(peft_type="LORA", r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type=None,
                 target_modules=list(TARGETS[what]),

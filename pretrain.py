@@ -197,32 +197,33 @@ def pretrain(s: Settings) -> None:
             shape["image_channels"] = coder.latent_channels
         model = unet.UNet(**shape)
     model.to(device)
-    draw, law = None, ddpm.DRAWS[s.draws]
+    draw, law = None, ddpm.DRAWS[s.draws]                                # how t is drawn and weighted
     if s.data in DRAWN:
         draw = DRAWN[s.data].draw
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
     if draw:
         with screen.waiting(f"drawing {s.data}"):
-            images, classes = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
+            images, all_labels = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
         draw = draw if coder is None else None
     else:
-        images, classes = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels,
-                                    white=s.white)
+        images, all_labels = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels,
+                                       white=s.white)
     if model.classes is not None:
         names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
-        own = s.base or s.data in DRAWN
-        if own and names and len(names) != model.classes:                # new classes need a new table
+        # A table of as many rows as there are classes. Only a new network on pixels keeps the rows of its
+        # shape, because the private classes of a run on pixels have to find a row in it.
+        fitted = bool(s.base) or s.data in DRAWN or coder is not None
+        if fitted and names and len(names) != model.classes:
             lora.new_classes(model, names)
         model.config["names"] = names
     if coder is not None:
         coder.to(device)
-        mirrored = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []
-        images = torch.stack([autoencoder.to_latents(coder, images), *mirrored]).cpu()
+        flipped = [autoencoder.to_latents(coder, images.flip(3))] if s.flip else []
+        images = torch.stack([autoencoder.to_latents(coder, images), *flipped]).cpu()
     elif not draw:
         images = torch.stack([images, images.flip(3)] if s.flip else [images])       # (1 or 2, N, C, H, W)
 
-    base.fits(model, images if draw else images[0], classes, s.data)     # pixels or latents
-
+    base.fits(model, images if draw else images[0], all_labels, s.data)  # pixels or latents
     others = mixed_in(s, images, coder) if s.mix else None
     network = torch.compile(model) if s.compile else model               # the same weights
 
@@ -230,9 +231,9 @@ def pretrain(s: Settings) -> None:
         if draw:
             x0, labels = draw(s.batch, generator)
         else:
-            side = torch.randint(len(images), (s.batch,), generator=generator)
-            pick = torch.randint(len(classes), (s.batch,), generator=generator)
-            x0, labels = data.to_float(images[side, pick]), classes[pick]
+            mirrored = torch.randint(len(images), (s.batch,), generator=generator)       # 0 or 1
+            pick = torch.randint(len(all_labels), (s.batch,), generator=generator)
+            x0, labels = data.to_float(images[mirrored, pick]), all_labels[pick]
         if model.classes is not None:
             labels[torch.rand(s.batch, generator=generator) < DROP] = model.classes
         if others is not None:
@@ -265,14 +266,20 @@ def for_other_latents(model: unet.UNet, channels: int) -> unet.UNet:
 
 
 def mixed_in(s: Settings, images: Tensor, coder) -> Tensor:
-    """The images of --mix as the network takes them: as large as `images`, and grey if those are grey."""
+    """The images of --mix as the network takes them: as large as `images`, and grey if those are grey.
+
+    Errors: a data set of another size, which is not resized -> ValueError
+    """
     from torchvision.transforms import functional        # imported here, as it takes as long as torch itself
     side = s.size if coder is not None else images.shape[-1]
     others, _ = data.load(s.mix, "train", s.data_dir or None, side, white=s.white)
     if coder is not None:
-        return autoencoder.to_latents(coder, others).cpu()
-    if images.shape[-3] == 1 and others.shape[1] == 3:
-        return functional.rgb_to_grayscale(others)
+        others = autoencoder.to_latents(coder, others).cpu()
+    elif images.shape[-3] == 1 and others.shape[1] == 3:
+        others = functional.rgb_to_grayscale(others)
+    if others.shape[-3:] != images.shape[-3:]:
+        raise ValueError(f"--mix {s.mix}: its images reach the network as {tuple(others.shape[-3:])}, those "
+                         f"of --data {s.data} as {tuple(images.shape[-3:])}; expected the same shape")
     return others
 
 

@@ -47,15 +47,15 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
     with (tqdm(total=n, desc="sampling", unit="image", disable=screen.hide_bar(not quiet)) as bar,
           screen.waiting("sampling", n, has_bar=True, wanted=not quiet) as wait):
         for start in range(0, n, batch):
-            size = (min(batch, n - start), *inner)
-            part = None if labels is None else labels[start:start + size[0]].to(device)
+            shape = (min(batch, n - start), *inner)
+            part = None if labels is None else labels[start:start + shape[0]].to(device)
             with devices.autocast(device, run.model):
-                x = how.draw(run.model, part, size, generator, limit)
+                x = how.draw(run.model, part, shape, generator, limit)
             x = data.to_uint8(x) if run.coder is None else autoencoder.to_images(run.coder, x, run.shape)
             x = x.cpu()
             images.append(x.masked_fill(x <= threshold, 0))
-            bar.update(size[0])
-            wait.done += size[0]
+            bar.update(shape[0])
+            wait.done += shape[0]
     return torch.cat(images)
 
 

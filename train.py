@@ -41,7 +41,7 @@ from support.runs import Run
 
 EMA_DECAY = 0.95             # per step, of the adapter's running average, which spans about 20 steps
 DROP = 0.1                   # share of labels that are replaced by the null class, which guidance needs
-CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.WHAT,
+CHOICES = {"accountant": ACCOUNTANTS, "draws": ddpm.DRAWS, "train": lora.TARGETS,
            "precision": devices.PRECISIONS}                              # for --help and `check`
 
 
@@ -57,7 +57,7 @@ class Settings:
     size: int = 32               # side in pixels to which images of folder: and npz: are resized and cropped
     white: int = 65_535          # grey level of white in images of 16 bits; 4095 if they hold only 12 bits
     base: str = "assets/base.pt"     # file of the public base model
-    start: str = "own"     # start of class embeddings in colour: own (base's of that name), mean, null, NAMES
+    start: str = "own"           # in latents, class embeddings start as: own (same name), mean, null, NAMES
     out: str = "runs/mnist"      # folder of this run
     epsilon: float = 10.0        # privacy budget epsilon, no unit; inf makes a baseline without privacy
     delta: float = 1e-5          # delta of the guarantee, no unit, below 1/N
@@ -106,7 +106,7 @@ def check(s: Settings) -> Settings:
                          f"at least 1 (--N 0 means the published size)")
     need(s.N >= 1, "N", "the declared number of private images, at least 1")
     need(s.B <= s.N, "B", f"at most N = {s.N}, because the sampling rate is q = B/N")
-    need(s.B <= dpsgd.MOST_EXAMPLES // 4, "B",
+    need(s.B <= dpsgd.MOST_EXAMPLES // 4, "B",                   # // 4, because a lot can be larger than B
          f"at most {dpsgd.MOST_EXAMPLES // 4}, so that the sum of clipped gradients is exact")
     need(s.delta >= accountant.LEAST_DELTA, "delta",
          f"a number above 0, at least {accountant.LEAST_DELTA:g} (the accountant's limit), and below 1/N")
@@ -116,16 +116,16 @@ def check(s: Settings) -> Settings:
     return s
 
 
-def with_draws(images: Tensor, labels: Tensor, names: Tensor, key: Tensor, step: int, classes, s) -> tuple:
-    """(x0, labels, t, noise) of a lot: its images, without noise, and the K draws (t, noise) of each of them.
+def with_draws(images: Tensor, labels: Tensor, hashes: Tensor, key: Tensor, step: int, classes, s) -> tuple:
+    """(x0, labels, t, noise) of a lot: x0 are its images before noising, (t, noise) the K draws of each.
 
-    names are the image hashes (draws.names). The draws of an image are a function of (key, step, image hash),
-    and the hash is a function of that image's bytes. So an image never changes the draws of another one, and
+    hashes are the image hashes (draws.hashes). The draws of an image are a function of (key, step, hash), and
+    the hash is a function of that image's bytes. So an image never changes the draws of another one, and
     moves the sum by at most C even for somebody who knows all draws.
-    Shapes: images (n, C, H, W), labels, names (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
+    Shapes: images (n, C, H, W), labels, hashes (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
             classes: the number of the null class, None for a network without classes
     """
-    u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, names), s.K, images.shape[1:])
+    u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, hashes), s.K, images.shape[1:])
     if classes is not None:
         labels = labels.masked_fill(drop < DROP, classes)                # the null class
     return data.to_float(images), labels, ddpm.t_of(u, ddpm.DRAWS[s.draws].law), noise
@@ -138,8 +138,8 @@ def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
             return torch.func.functional_call(model, (params, frozen), args)
         with devices.autocast(x0.device, model, s.precision):
             return ddpm.loss(network, x0, labels, t, noise, weight=ddpm.DRAWS[s.draws].weight)
-    if s.train in lora.TARGETS:
-        return functools.partial(dpsgd.per_sample_grads_by_copies, losses)   # faster than vmap
+    if lora.TARGETS[s.train] is not None:                        # faster than vmap; needs the layers of lora
+        return functools.partial(dpsgd.per_sample_grads_by_copies, losses)
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
@@ -161,12 +161,11 @@ def finetune(s: Settings) -> None:
     if rank == 0:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
 
-    # --resume compares the mechanism with the checkpoint's. All ranks must agree on it, or one image could be
-    # in the shares of two ranks. They must also agree on their hardware, because an image's gradient must not
-    # depend on the rank that computes it.
     run, share = runs.private_share(run, rank, ranks, device)    # this rank's images
     mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,
-                     private_images=share.fingerprint)
+                     private_images=share.fingerprint)           # --resume compares it with the checkpoint's
+    # All ranks must agree on the mechanism, or one image could be in the shares of two ranks. They must also
+    # agree on their hardware, because an image's gradient must not depend on the rank that computes it.
     distributed.agree(mechanism | devices.kind(device))
     secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # for the lots and the privacy noise
     key = draws.new_key(s.seed).to(device)                       # for t, noise, dropped labels: not secret
@@ -181,7 +180,7 @@ def finetune(s: Settings) -> None:
     for step in bar:
         coins = secret.coins(step, share.total)[rank::ranks]             # one for each image of this rank
         lot = dpsgd.poisson_sample(coins, q).to(device)                  # (i)   of random size; 0 is legal
-        examples = with_draws(share.images[lot], share.labels[lot], share.names[lot], key, step,
+        examples = with_draws(share.images[lot], share.labels[lot], share.hashes[lot], key, step,
                               model.classes, s)
         gradient = dpsgd.private_gradient(
             per_sample, trainable, examples,                             # (ii)  one gradient per image,

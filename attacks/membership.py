@@ -35,12 +35,12 @@ def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor,
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))
     trainable, frozen = lora.split(model)
     gradients, key = train.per_image_gradients(model, frozen, s), torch.tensor(seed)
-    names = draws.names(pictures)
+    hashes = draws.hashes(pictures)
     secret, optimizer = Secret(new_key(seed)), torch.optim.Adam(trainable.values(), lr=s.lr)
     weights = sum(p.numel() for p in trainable.values())
     for step in screen.bar(range(s.steps), f"training with sigma = {sigma:.2f}", "step"):
         lot = dpsgd.poisson_sample(secret.coins(step, len(pictures)), s.B / s.N)
-        examples = train.with_draws(pictures[lot], labels[lot], names[lot], key, step, model.classes, s)
+        examples = train.with_draws(pictures[lot], labels[lot], hashes[lot], key, step, model.classes, s)
         noisy = dpsgd.private_gradient(gradients, trainable, examples, C=s.C, sigma=sigma, B=s.B,
                                        normals=secret.normals(step, weights))
         for name, p in trainable.items():

@@ -234,8 +234,8 @@ def peak_of_a_lot(lot: int, chunk: int, resident: int, device) -> int:
     trainable, frozen = lora.split(model.to(device))
     key, s = torch.tensor(0, device=device), train.Settings(K=1)
     pick = torch.randperm(resident)[:lot].to(device)
-    names = draws.names(images[pick])
-    examples = train.with_draws(images[pick], labels[pick], names, key, 1, model.classes, s)
+    hashes = draws.hashes(images[pick])
+    examples = train.with_draws(images[pick], labels[pick], hashes, key, 1, model.classes, s)
     per_sample = train.per_image_gradients(model, frozen, s)
     dpsgd.private_gradient(per_sample, trainable, examples, C=0.01, sigma=1.0, B=lot,
                            normals=normals_of(trainable)(), chunk=chunk)
@@ -330,7 +330,7 @@ def shapes(n: int) -> dict:
             "draws K, B fixed": [dict(K=K) for K in (1, 4, 16)],
             "rank": [dict(rank=r) for r in (4, 16, 64)],
             "image side": [dict(side=side) for side in (28, 56)],
-            "trained": [dict(what=what) for what in lora.WHAT],
+            "trained": [dict(what=what) for what in lora.TARGETS],
             "channels": [dict(channels=c) for c in (32, 64, 128)],       # 32: the shipped base's width
             "trained, latents": [dict(images=4 * n, side=16, file="smears.pt", what=what)
                                  for what in ("lora", "lora+embed", "lora+conv")]}

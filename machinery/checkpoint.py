@@ -1,4 +1,4 @@
-"""checkpoint.py -- a run survives kill -9: all that decides its future is written at once or not at all.
+"""checkpoint.py -- a run survives kill -9: all that decides its future is written as a whole or not at all.
 
 A checkpoint holds the adapter, its running average, the optimiser, the key of the draws and the ledger of
 steps. It holds no secret of the privacy noise. A run with --seed makes its key again from the seed, and
@@ -37,7 +37,8 @@ from machinery import distributed, screen
 SAVE_EVERY = 25              # steps between checkpoints: the most that a crash can cost
 SECONDS = 60                 # a checkpoint is also due when the last one is older than this
 FINGERPRINTS = ("base", "private_images")                        # they are compared, and never shown
-# What a resumed run may change: memory, pictures, places. What lies there is compared by its fingerprint.
+# Settings that a resumed run may change, since they concern memory, pictures or places of files only. Images
+# at another place must have the same fingerprint.
 FREE = ("chunk", "peek", "device", "data", "data_dir", "size", "out", "resume")
 
 
@@ -97,7 +98,7 @@ def alone(lock: Path, fresh: bool = False):
     fresh:  the folder must not hold a run either
     Errors: a lock of another program, no place for one, or a run in the folder -> ValueError in one line
     """
-    if not distributed.first():
+    if not screen.first():
         yield
         return
     lock, host = Path(lock), socket.gethostname()
@@ -224,7 +225,7 @@ def finish_shredding(path: Path) -> None:
     with open(path, "rb") as f:
         overwritten = f.read(1) == b"\0"                                 # what `save` writes begins with PK
     if overwritten:
-        if distributed.first():
+        if screen.first():
             shred(path)
         raise ValueError(f"nothing to resume: the run is finished, and what was left of {path} is removed")
 

@@ -36,9 +36,10 @@ def hardware(device: torch.device) -> str:
         return "units" if torch.cuda.is_bf16_supported(False) else ""
     if device.type != "cpu":
         return ""
-    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():            # torch's private names may be missing
+    no = lambda: False                                                  # torch's private names may be missing
+    if getattr(torch.cpu, "_is_amx_tile_supported", no)():
         return "units"
-    return "instructions" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else ""
+    return "instructions" if getattr(torch.cpu, "_is_avx512_bf16_supported", no)() else ""
 
 
 def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto") -> str:
@@ -62,8 +63,12 @@ def kind(device: torch.device) -> dict:
     If one image is taken out of the list, all images behind it move to another rank, and they must have the
     same gradients there.
     """
-    return dict(device=device.type, bfloat16=hardware(device), torch=torch.__version__,
-                processor=torch.backends.cpu.get_cpu_capability())
+    facts = dict(device=device.type, bfloat16=hardware(device), torch=torch.__version__,
+                 processor=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads())
+    if device.type == "cuda":
+        facts |= dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda,
+                      cudnn=torch.backends.cudnn.version())
+    return facts
 
 
 def autocast(device: torch.device, network: torch.nn.Module, asked: str = "auto") -> torch.autocast:

@@ -32,11 +32,6 @@ def start(device: torch.device) -> tuple[int, int, torch.device]:
     return dist.get_rank(), ranks, device
 
 
-def first() -> bool:
-    """Whether this process is rank 0, which writes the files. It can be called before `start`."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def rank() -> int:
     """The number of this process in the group, or 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0

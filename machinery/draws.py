@@ -40,7 +40,7 @@ def new_key(seed: int | None = None) -> Tensor:
     return torch.tensor(int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed)
 
 
-def names(images: Tensor) -> Tensor:
+def hashes(images: Tensor) -> Tensor:
     """(n,) int64: the image hash of each image; entry i is a function of the bytes of image i alone.
 
     images: (n, C, H, W) as they were read, uint8 or any other type. All arithmetic is with whole numbers, so
@@ -51,9 +51,9 @@ def names(images: Tensor) -> Tensor:
     return torch.cat([(part.long() * weights).sum(1) for part in content.split(1000)])
 
 
-def streams(key: Tensor, step: int, names: Tensor) -> Tensor:
+def streams(key: Tensor, step: int, hashes: Tensor) -> Tensor:
     """(n,) int64: the seed of each image's own stream in this step, from the key, the step and its hash."""
-    return mix(mix(mix(key) + step) + names)
+    return mix(mix(mix(key) + step) + hashes)
 
 
 def outputs(seeds: Tensor, first: int, count: int) -> Tensor:
@@ -96,9 +96,9 @@ if __name__ == "__main__":
     words = outputs(torch.tensor([1234567]), 0, 3)[0].tolist()
     print("SplitMix64 of 1234567:", ", ".join(str(word % 2**64) for word in words))
     images, key = torch.randint(256, (512, 1, 28, 28), dtype=torch.uint8), torch.tensor(5)
-    seeds = streams(key, 1, names(images))
+    seeds = streams(key, 1, hashes(images))
     for name, lot in (("whole lot", images), ("without the first", images[1:])):
-        u, noise, drop = t_noise_and_drop(streams(key, 1, names(lot)), 2, (1, 28, 28))
+        u, noise, drop = t_noise_and_drop(streams(key, 1, hashes(lot)), 2, (1, 28, 28))
         print(f"{name:<18} the last image's u {u[-1].tolist()}, noise {noise[-1, 0, 0, 0, :3].tolist()} ..")
     for name, draw in (("these draws", lambda: t_noise_and_drop(seeds, 2, (1, 28, 28))),
                        ("torch.randn", lambda: torch.randn(512, 2, 1, 28, 28))):

@@ -284,8 +284,8 @@ def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np
         elif len(shape) == 3 and pair[0] == "images":
             hint = "they have no axis of channels: save images[:, None]"
         right = "(n, C, H, W)" if pair[0] == "images" else "(n, H, W) or (n, H, W, C)"
-        raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, "
-                         f"expected uint8 {right}, C = 1 or 3{'; ' * bool(hint)}{hint}")
+        right += f", C = 1 or 3; {hint}" if hint else ", C = 1 or 3"
+        raise ValueError(f"{path}: {pair[0]} are {images.dtype} {shape}, expected uint8 {right}")
     if images.dtype.itemsize == 2:
         tell_levels([int(image.max()) for image in images], white)
         images = np.concatenate([pictures.eight_bits(images[i:i + 1000], white)
@@ -335,7 +335,7 @@ def load_npz(path: Path, split: str, size: int, white: int = WHITE) -> tuple[Ten
 
 
 if __name__ == "__main__":
-    here = Path((sys.argv + ["."])[1])
+    here = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     with screen.one_line("folders.py", "close other programs"):
         for name in subfolders(here):
             print(f"{name}: {screen.count(sum(1 for _ in (here / name).rglob('*.*')), 'file')}")

@@ -243,7 +243,7 @@ def hide_bar(wanted: bool = True) -> bool | None:
 
 
 def first() -> bool:
-    """Whether this process is the one that prints, which is the first of several ranks."""
+    """Whether this process is rank 0 or the only one, which prints and writes the files."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -23,7 +23,7 @@ def class_names(name: str) -> list[str] | None:
     if name.startswith("folder:"):
         return [folders.alike(n) for n in folders.subfolders(Path(name.removeprefix("folder:")))]
     known = data.KNOWN[name].classes if name in data.KNOWN else None
-    return known and list(known)
+    return None if known is None else list(known)
 
 
 def declared(name: str, flag: str, base: list[str] | None) -> list[str] | None:

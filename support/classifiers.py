@@ -78,12 +78,12 @@ def train_classifier(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
         for layer in net.train().modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-        lots = (lot for _ in range(epochs) for lot in torch.randperm(len(images)).to(device).split(BATCH))
-        bar = screen.bar(lots, desc or "", "step", wanted=desc is not None, total=steps)
-        for step, lot in enumerate(bar):
+        batches = (b for _ in range(epochs) for b in torch.randperm(len(images)).to(device).split(BATCH))
+        bar = screen.bar(batches, desc or "", "step", wanted=desc is not None, total=steps)
+        for step, batch in enumerate(bar):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             with devices.autocast(device, net):
-                loss = F.cross_entropy(net(data.to_float(images[lot])), labels[lot])
+                loss = F.cross_entropy(net(data.to_float(images[batch])), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

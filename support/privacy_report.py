@@ -18,6 +18,7 @@ from pathlib import Path
 
 import accountant
 import data
+import lora
 import pld
 from machinery import checkpoint
 from machinery.secret import REACH, tail
@@ -40,7 +41,8 @@ NOT_COVERED = [
     "a run that was not finished, or was continued twice: each continuation is another look at the images",
     "the network between the processes of a run: the key of the noise and sums without noise cross it",
     "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or has its key",
-    "rounding: with threads, a GPU or bfloat16 a gradient may depend on its batch, which epsilon ignores",
+    "rounding: on a GPU, with threads or in bfloat16 gradients (on a GPU latents, too) may depend on other "
+    "images, which epsilon ignores",
     "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, or both",
     "whoever can read checkpoint.pt, or the memory of the process (core files, swap), which holds the key",
     "a crash that depends on the batch (memory, time): --resume then draws that step's batch again",
@@ -73,7 +75,8 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     if s.seed is not None:
         lines.append("NOT PRIVATE: with --seed anyone can compute the noise. The run can be repeated "
                      "exactly, for tests and teaching.")
-    lines.append(f"          --train {s.train} on {s.base}: {run.adapted} layers adapted, lr {s.lr:g}, "
+    changed = "trained tensors" if lora.TARGETS[s.train] is None else "layers adapted"
+    lines.append(f"          --train {s.train} on {s.base}: {run.adapted} {changed}, lr {s.lr:g}, "
                  f"--draws {s.draws}; {where}")
     if run.coder is not None:
         rows = f"; class embeddings start from: {s.start}" if run.model.classes is not None else ""

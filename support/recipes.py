@@ -6,7 +6,7 @@ A recipe is a public choice, made before the private images are read. A flag tha
 """
 import data
 
-PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, K=1, steps=36)
+PHOTOS = dict(base="assets/photos.pt", size=64, train="lora+embed", draws="middle", B=1024, steps=36)
 B = 512                      # train.py's own expected batch size, images
 
 

@@ -63,7 +63,7 @@ def adapter(s, model: unet.UNet) -> dict:
 def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """(private images, their labels in the network's numbering, their image hashes).
 
-    The hash of an image is made of its own bytes alone (draws.names).
+    The hash of an image is made of its own bytes alone (draws.hashes).
     Shapes: uint8 (N, C, H, W), int64 (N,), int64 (N,)
     Errors: images that cannot be read, or that the base cannot take -> ValueError
     """
@@ -74,14 +74,14 @@ def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
         folders.note(f"{screen.count(len(images), 'image')} found, and --N declares {s.N:,}: is --N right?")
     images, labels = classes.in_places(images, labels, run.labels, run.classes)
     base.fits(run.model, images, labels, s.data, run.coder)
-    return images, labels, draws.names(images)
+    return images, labels, draws.hashes(images)
 
 
 class Share(NamedTuple):
     """One rank's part of the private images: every image whose number is `rank` modulo `ranks`."""
     images: Tensor                               # uint8 (n, C, H, W), or float latents (n, c, h, w)
     labels: Tensor                               # int64 (n,), in the network's numbering
-    names: Tensor                                # int64 (n,), the image hashes (draws.names)
+    hashes: Tensor                               # int64 (n,), the image hashes (draws.hashes)
     total: int                                   # number of images of all ranks together; private
     fingerprint: str                             # of all images and labels; private
 
@@ -92,13 +92,13 @@ def private_share(run: Run, rank: int, ranks: int, device: torch.device) -> tupl
     In a run on latents each image is encoded here, once. The encoder reads one image alone, so two sets of
     images that differ by one image become two sets of latents that differ by one latent.
     """
-    images, labels, names = private_images(run)
+    images, labels, hashes = private_images(run)
     run = dataclasses.replace(run, shape=tuple(images.shape[1:]))
     total, fingerprint = len(images), checkpoint.fingerprint(images, labels)
-    images, labels, names = (x[rank::ranks].to(device) for x in (images, labels, names))
+    images, labels, hashes = (x[rank::ranks].to(device) for x in (images, labels, hashes))
     if run.coder is not None:
         images = autoencoder.to_latents(run.coder.to(device), images)
-    return run, Share(images, labels, names, total, fingerprint)
+    return run, Share(images, labels, hashes, total, fingerprint)
 
 
 def write(run: Run, trainable: dict[str, Tensor], metrics: list) -> None:
@@ -185,4 +185,4 @@ if __name__ == "__main__":
     for config in sorted(data.ASSETS.glob("*/config.json")):
         run = load(config.parent)
         print(f"{config.parent.name:<16} {run.settings.train} on {run.settings.base}, images {run.shape}, "
-              f"classes {data.few(run.classes or ['none'])}")
+              f"classes {folders.few(run.classes or ['none'])}")

@@ -10,6 +10,7 @@ import ddpm
 import dpsgd
 import lora
 from conftest import examples, tiny_adapted, tiny_unet
+from machinery import devices
 from machinery.secret import Secret, new_key
 
 SECRET = Secret(new_key(0))
@@ -62,7 +63,7 @@ def flat(total) -> torch.Tensor:
 @pytest.mark.parametrize("what", ["lora", "lora+embed", "lora+conv", "attention", "full"])
 def test_per_sample_gradients_equal_a_loop(what, K):
     """Linear, convolution and embedding layers, with adapters and without."""
-    model = tiny_adapted(lora.TARGETS[what]) if what in lora.TARGETS else tiny_unet()
+    model = tiny_adapted(lora.TARGETS[what]) if lora.TARGETS[what] else tiny_unet()
     if what in ("attention", "full"):
         lora.train_only(model, what)
     losses, one, trainable = diffusion(model)
@@ -101,17 +102,25 @@ def test_one_image_leaves_the_gradients_of_the_others_alone(weight):
         assert moved[[0, 1, 3]].max() < 1e-6 and moved[2] > 0, (name, moved)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])      # grey, and colour
 @pytest.mark.parametrize("targets", [lora.TARGETS["lora+embed"], lora.TARGETS["lora+conv"], None])
-def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets, memory):
-    """In full chunks, float32 on a CPU: alone, beside others, in another place. Or one image would move all.
+def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets, memory, precision):
+    """In full chunks, on a CPU: alone, beside others, in another place. Or one image would move all.
 
     With LoRA by copies, and for all weights by vmap.
     """
+    device = torch.device("cpu")
+    if precision == "bfloat16" and not devices.hardware(device):
+        pytest.skip("this CPU has no instructions for bfloat16, so no run on it would take bfloat16")
     model = tiny_adapted(targets) if targets else tiny_unet()
     losses, one, trainable = diffusion(model.to(memory_format=memory))
     method = (dpsgd.per_sample_grads_by_copies, losses) if targets else (dpsgd.per_sample_grads, one)
-    per_sample, _ = dpsgd.full_chunks(functools.partial(*method), 8)
+
+    def gradients(*args):
+        with devices.autocast(device, model, precision):
+            return method[0](method[1], *args)
+    per_sample, _ = dpsgd.full_chunks(gradients, 8)
     ex, found = examples(8, K=2), []
     for lot in ([3], [3, 5], [0, 1, 2, 3, 4], [7, 6, 5, 4, 2, 1, 0, 3]):
         rows = per_sample(trainable, *(e[lot] for e in ex))

@@ -40,8 +40,8 @@ def test_outputs_are_splitmix64():
 def test_an_images_draws_do_not_depend_on_who_else_is_in_the_lot_or_where_it_stands(lot, monkeypatch):
     monkeypatch.setattr(train, "DROP", 0.5)
     s, images, labels = train.Settings(K=3), pictures(8), torch.arange(8)
-    alone = train.with_draws(images[3:4], labels[3:4], draws.names(images[3:4]), KEY, 5, 10, s)
-    together = train.with_draws(images[lot], labels[lot], draws.names(images)[lot], KEY, 5, 10, s)
+    alone = train.with_draws(images[3:4], labels[3:4], draws.hashes(images[3:4]), KEY, 5, 10, s)
+    together = train.with_draws(images[lot], labels[lot], draws.hashes(images)[lot], KEY, 5, 10, s)
     for mine, everybodys in zip(alone, together):
         assert torch.equal(mine[0], everybodys[lot.index(3)])
 
@@ -49,9 +49,9 @@ def test_an_images_draws_do_not_depend_on_who_else_is_in_the_lot_or_where_it_sta
 @pytest.mark.parametrize("change", [dict(key=KEY + 1), dict(step=2), dict(pixel=1)], ids=str)
 def test_another_key_step_or_image_has_draws_of_its_own(change):
     images = pictures(500)
-    before = draws.t_noise_and_drop(draws.streams(KEY, 1, draws.names(images)), 2, (1, 4, 4))
+    before = draws.t_noise_and_drop(draws.streams(KEY, 1, draws.hashes(images)), 2, (1, 4, 4))
     images[:, 0, 3, 3] += change.get("pixel", 0)                         # one grey level of one pixel
-    streams = draws.streams(change.get("key", KEY), change.get("step", 1), draws.names(images))
+    streams = draws.streams(change.get("key", KEY), change.get("step", 1), draws.hashes(images))
     after = draws.t_noise_and_drop(streams, 2, (1, 4, 4))
     for one, other in zip(before, after):
         correlation = np.corrcoef(one.flatten(), other.flatten())[0, 1]
@@ -63,11 +63,11 @@ def test_an_image_is_named_by_every_bit_it_has():
     x = torch.randn(50, 3, 2, 2)
     y = x.clone()
     y[:, 2, 1, 1] = torch.nextafter(y[:, 2, 1, 1], torch.tensor(9.0))
-    assert len({*draws.names(x).tolist(), *draws.names(y).tolist()}) == 100
+    assert len({*draws.hashes(x).tolist(), *draws.hashes(y).tolist()}) == 100
 
 
 def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_nothing():
-    streams = draws.streams(KEY, 1, draws.names(pictures(4000)))
+    streams = draws.streams(KEY, 1, draws.hashes(pictures(4000)))
     u, noise, drop = draws.t_noise_and_drop(streams, 2, (1, 3, 3))       # 9: an odd number
     for uniform in (u.flatten(), drop):
         assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-3
@@ -80,7 +80,7 @@ def test_draws_have_the_laws_they_are_said_to_have_and_the_K_of_an_image_share_n
 def test_a_label_is_dropped_image_by_image_at_the_declared_rate():
     zeros, s = torch.zeros(4000, dtype=torch.int64), train.Settings()
     images = pictures(4000)
-    labels = train.with_draws(images, zeros, draws.names(images), KEY, 1, 10, s)[1]
+    labels = train.with_draws(images, zeros, draws.hashes(images), KEY, 1, 10, s)[1]
     assert set(labels.tolist()) == {0, 10}
     assert abs((labels == 10).float().mean() - train.DROP) < 5 * (0.09 / 4000) ** 0.5
 
@@ -88,6 +88,6 @@ def test_a_label_is_dropped_image_by_image_at_the_declared_rate():
 @pytest.mark.parametrize("how", ddpm.DRAWS)
 def test_t_is_made_of_the_images_own_uniforms_as_declared(how):
     s, images = train.Settings(K=2, draws=how), pictures(50)
-    u = draws.t_noise_and_drop(draws.streams(KEY, 1, draws.names(images)), 2, (1, 4, 4))[0]
-    t = train.with_draws(images, torch.zeros(50, dtype=torch.int64), draws.names(images), KEY, 1, 10, s)[2]
+    u = draws.t_noise_and_drop(draws.streams(KEY, 1, draws.hashes(images)), 2, (1, 4, 4))[0]
+    t = train.with_draws(images, torch.zeros(50, dtype=torch.int64), draws.hashes(images), KEY, 1, 10, s)[2]
     assert torch.equal(t, ddpm.t_of(u, ddpm.DRAWS[how].law))

@@ -238,6 +238,7 @@ REFUSED = [
     ("pretrain", "--data folder:colour", "3 channels", "expected grey, 1 channel"),
     ("pretrain", "--data folder:nowhere --out new/base.pt", "folder:nowhere", "PATH/class/image.png"),
     ("pretrain", "--base lost.pt", "lost.pt", "pretrain.py"),
+    ("pretrain", "--mix mnist --data-dir data", "--mix mnist", "the same shape"),
     ("pretrain", "--size 7", "--size 7", "at least 8"),
     ("pretrain", "--crop 16", "--crop 16", "`python pretrain.py autoencoder`"),
     ("pretrain", "autoencoder --flip", "--flip True", "`python pretrain.py`"),
@@ -654,7 +655,7 @@ def test_a_loss_that_is_no_number_counts_for_at_most_C(factor, what, monkeypatch
     monkeypatch.setattr(ddpm, "loss", strange)
     s = train.Settings(K=2, train=what)
     gradients = train.per_image_gradients(model, frozen, s)
-    lot = train.with_draws(images, labels, draws.names(images), torch.tensor(0), 1, 10, s)
+    lot = train.with_draws(images, labels, draws.hashes(images), torch.tensor(0), 1, 10, s)
     each = gradients(trainable, *lot)
     total = dpsgd.clip_and_sum(each, C)
     others = dpsgd.clip_and_sum({name: g[[0, 1, 3]] for name, g in each.items()}, C)

@@ -84,8 +84,8 @@ def test_one_image_moves_a_step_on_latents_by_at_most_C(K, extreme):
     per_sample, key = train.per_image_gradients(model, frozen, s), draws.new_key(3)
 
     def step(members):
-        names = draws.names(PHOTOS)[members]
-        examples = train.with_draws(latents[members], labels[members], names, key, 1, model.classes, s)
+        hashes = draws.hashes(PHOTOS)[members]
+        examples = train.with_draws(latents[members], labels[members], hashes, key, 1, model.classes, s)
         return dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0.0, B=1, chunk=4)
     with_it, without = step(torch.arange(9)), step(torch.arange(1, 9))
     moved = torch.cat([(with_it[name] - without[name]).flatten() for name in trainable]).norm().item()

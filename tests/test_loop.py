@@ -181,7 +181,8 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "it",
             "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or "
             "has its key",
-            "rounding: with threads, a GPU or bfloat16 a gradient may depend on its batch, which epsilon "
+            "rounding: on a GPU, with threads or in bfloat16 gradients (on a GPU latents, too) may depend on "
+            "other images, which epsilon "
             "ignores",
             "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, "
             "or both",
@@ -349,7 +350,8 @@ def test_ranks_compare_what_the_rounding_of_a_gradient_depends_on(monkeypatch):
     monkeypatch.setattr(train.distributed, "agree", compared.append)
     assert finetune("--out", "run", "--steps", 1)[0] == 0
     kind = devices.kind(torch.device("cpu"))
-    assert kind.items() <= compared[0].items() and {"device", "bfloat16", "torch", "processor"} <= kind.keys()
+    assert kind.items() <= compared[0].items()
+    assert {"device", "bfloat16", "torch", "processor", "threads"} <= kind.keys()
 
 
 @pytest.mark.parametrize("hardware, pixels, latents", [

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 import dpsgd
-from machinery.secret import Secret, new_key
+from machinery.secret import REACH, Secret, new_key
 
 SECRET = Secret(new_key(1))
 SIZES = [1e-40, 1e-25, 3e-3, 1.0, 1e30]                  # of C, gradient units
@@ -207,14 +207,32 @@ def test_a_release_is_the_same_to_the_last_bit_for_any_chunk_and_order(chunk):
         assert equal(release(order, chunk), whole)
 
 
+@pytest.mark.parametrize("sigma", [0.7, 3000.0])
 @pytest.mark.parametrize("C", [1e-40, 3e-3, 1e30])
 @pytest.mark.parametrize("lot", [0, 3])
-def test_a_release_is_a_whole_number_of_units_whatever_the_sum_and_the_noise_are(lot, C):
+def test_a_release_is_a_whole_number_of_units_whatever_the_sum_and_the_noise_are(lot, C, sigma):
     x, params = torch.randn(lot, 2000), {"w": torch.zeros(2000).double()}
     normals = SECRET.normals(4, 2000) * torch.logspace(-30, 0, 2000, dtype=torch.float64)    # tiny ones, too
-    released = dpsgd.private_gradient(gradient_is_x, params, (x,), C=C, sigma=0.7, B=1, normals=normals)["w"]
-    units = released / dpsgd.unit(C)
+    released = dpsgd.private_gradient(gradient_is_x, params, (x,), C=C, sigma=sigma, B=1, normals=normals)
+    units = released["w"] / dpsgd.unit(C)
     assert torch.equal(units, units.round()) and len(units.unique()) > 100
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 30.0, 3000.0, 3e6])
+def test_a_release_is_coarser_than_the_gaps_between_the_numbers_that_the_noise_can_take(sigma):
+    """Else a number near 0 may be possible for one sum and impossible for another.
+
+    Such noise is sigma C r cos(angle) with a float64 angle near 3/2 pi and r up to REACH.
+    """
+    C, angle = 0.3, torch.tensor(1.5 * math.pi, dtype=torch.float64)
+    above = torch.nextafter(angle, torch.tensor(7.0, dtype=torch.float64))
+    normals = REACH * torch.stack([angle.cos(), above.cos()])            # two neighbours near 0
+    gap = (sigma * C * (normals[1] - normals[0])).item()
+    steps = torch.arange(200, dtype=torch.float64) * gap / (sigma * C)   # noise that grows gap by gap
+    released = dpsgd.private_gradient(gradient_is_x, {"w": torch.zeros(200).double()}, (torch.zeros(0, 200),),
+                                      C=C, sigma=sigma, B=1, normals=steps)["w"]
+    different = released.unique().diff()
+    assert gap > 0 and (different.numel() == 0 or different.min() > 8 * gap)
 
 
 def test_with_the_noise_known_an_image_moves_a_release_by_its_own_whole_numbers():

@@ -66,8 +66,8 @@ def test_one_image_moves_a_whole_step_by_exactly_C_over_B(what, K, chunk, monkey
     s = train.Settings(K=K, train=what)
 
     def step(first):
-        key, names = torch.tensor(3), draws.names(images[first:])
-        examples = train.with_draws(images[first:], labels[first:], names, key, 1, model.classes, s)
+        key, hashes = torch.tensor(3), draws.hashes(images[first:])
+        examples = train.with_draws(images[first:], labels[first:], hashes, key, 1, model.classes, s)
         per_sample = train.per_image_gradients(model, frozen, s)
         return flat(dpsgd.private_gradient(per_sample, trainable, examples, C=C, sigma=0, B=B, chunk=chunk))
     moved = (step(0) - step(1)).norm().item() * B / C

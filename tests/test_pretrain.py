@@ -93,7 +93,7 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monke
     make_folder(tmp_path / "photos")
     how = dict(data=f"folder:{tmp_path / 'photos'}", size=16, crop=8, batch=2)
     pretrain.train_autoencoder(settings(tmp_path, out=str(tmp_path / "autoencoder.pt"), **how))
-    tiny = dict(image_channels=4, channels=8, multipliers=(1, 2), classes=2, patch=1)
+    tiny = dict(image_channels=4, channels=8, multipliers=(1, 2), classes=5, patch=1)
     monkeypatch.setitem(pretrain.UNETS, "tiny", tiny)
     pretrain.pretrain(settings(tmp_path, unet="tiny", autoencoder=str(tmp_path / "autoencoder.pt"), flip=True,
                                **how))
@@ -101,7 +101,9 @@ def test_a_base_of_latents_carries_its_autoencoder_and_its_scale(tmp_path, monke
     assert alone.state_dict().keys() == bundled.state_dict().keys()
     assert all(torch.equal(alone.state_dict()[name], p) for name, p in bundled.state_dict().items())
     images, _ = data.load(how["data"], "train", None, 16)
-    assert base.load(tmp_path / "base.pt").model.config["image_channels"] == 4
+    made = base.load(tmp_path / "base.pt").model
+    assert made.config["image_channels"] == 4
+    assert (made.classes, made.config["names"]) == (2, ["cats", "dogs"])
     assert autoencoder.to_latents(bundled, images).std().item() == pytest.approx(1, abs=0.2)
 
     # smears, drawn once, as latents: other classes, so a table of their own

@@ -195,8 +195,8 @@ def test_every_image_has_one_gradient_whatever_K(K):
     lora.inject(model, 2, 3.0)
     trainable, frozen = lora.split(model)
     s, images = train.Settings(K=K), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    labels, names = torch.tensor([1, 2, 3]), draws.names(images)
-    lot = train.with_draws(images, labels, names, torch.tensor(0), 1, model.classes, s)
+    labels, hashes = torch.tensor([1, 2, 3]), draws.hashes(images)
+    lot = train.with_draws(images, labels, hashes, torch.tensor(0), 1, model.classes, s)
     gradients = train.per_image_gradients(model, frozen, s)(trainable, *lot)
     assert all(g.shape == (3, *trainable[name].shape) for name, g in gradients.items())
 

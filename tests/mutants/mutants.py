@@ -164,9 +164,13 @@ MUTANTS = [
            "What is rounded away tells of the sum without its noise: Mironov's attack.",
            NOISE + "with_the_noise_known_an_image_moves_a_release_by_its_own_whole_numbers"),
     Mutant("a release with bits below the unit", "dpsgd.py",
-           "(g / unit(C)).round() * unit(C)", "g",
+           "(g / grid).round() * grid", "g",
            "A release near 0 has finer bits if the sum was 0 than if it was not: Mironov's attack.",
            NOISE + "a_release_is_a_whole_number_of_units_whatever_the_sum_and_the_noise_are"),
+    Mutant("a release finer than the gaps in large noise", "dpsgd.py",
+           "grid = unit(max(1.0, sigma) * C)", "grid = unit(C)",
+           "Near 0 some releases are possible for one sum and not for another one.",
+           NOISE + "a_release_is_coarser_than_the_gaps_between_the_numbers_that_the_noise_can_take"),
     # --- the noise
     Mutant("noise of std sigma, without C", "dpsgd.py",
            "add_noise(summed, sigma * C, normals)", "add_noise(summed, sigma, normals)",
@@ -301,7 +305,7 @@ MUTANTS = [
            "All images share one coin, and it is the first one's: one image changes everybody's gradient.",
            DRAWS + "a_label_is_dropped_image_by_image_at_the_declared_rate"),
     Mutant("labels shuffled within the lot", "train.py",
-           "share.labels[lot], share.names[lot]", "share.labels[lot.flip(0)], share.names[lot]",
+           "share.labels[lot], share.hashes[lot]", "share.labels[lot.flip(0)], share.hashes[lot]",
            "None of its own; but classes are learnt from other images, "
            "and one image's gradient hangs on another's label.", AS_STATED),
     # --- the lots
@@ -412,7 +416,7 @@ MUTANTS = [
            "but_through_private_gradient"),
     Mutant("the number of steps follows the images", "train.py",
            "        coins = secret.coins(",
-           "        if step == s.steps and int(share.names.sum()) % 2: break\n        coins = secret.coins(",
+           "        if step == s.steps and int(share.hashes.sum()) % 2: break\n        coins = secret.coins(",
            "How long a run goes on, as with early stopping, is a private number, and it is published.",
            NOTHING_ELSE + "[grey-files-alone in its class]"),
     Mutant("left-out files are counted in config.json", "support/runs.py",
@@ -424,7 +428,7 @@ MUTANTS = [
            REMOVAL + "files_that_are_no_pictures_change_no_published_byte"),
     Mutant("A starts from the first private image", "train.py",
            "    distributed.same_everywhere({**trainable, \"key\": key})\n",
-           "    torch.manual_seed(int(share.names[:1].sum()) % 2**32)\n"
+           "    torch.manual_seed(int(share.hashes[:1].sum()) % 2**32)\n"
            "    for name, p in trainable.items():\n"
            "        torch.nn.init.normal_(p.data, std=1 / s.rank) if name.endswith('lora_A') else None\n"
            "    distributed.same_everywhere({**trainable, \"key\": key})\n",
@@ -591,7 +595,7 @@ MUTANTS = [
            LATENTS + "latents_once_are_the_latents_of_each_step"),
     Mutant("draws named by the latents", "support/runs.py",
            "images = autoencoder.to_latents(run.coder.to(device), images)",
-           "images = autoencoder.to_latents(run.coder.to(device), images); names = draws.names(images)",
+           "images = autoencoder.to_latents(run.coder.to(device), images); hashes = draws.hashes(images)",
            "On a GPU, where latents are equal up to rounding, an image that leaves gives others other draws.",
            LATENTS + "draws_belong_to_the_image_not_to_its_latent"),
     Mutant("small images clamped by the set's range", "autoencoder.py",
