@@ -26,7 +26,8 @@ class Schedule:
 
     kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T, as the paper says. (Its released
                     code is linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10.)
-    kind "cosine":  alpha_bar(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008      [Nichol & Dhariwal 2021]
+    kind "cosine":  alpha_bar_t = f(t + 1)/f(0), f(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008, but no
+                    beta is above 0.999                                            [Nichol & Dhariwal 2021]
     Errors:         T < 1, or another kind -> ValueError
     """
     T: int = 1000
@@ -52,7 +53,7 @@ LINEAR = Schedule()
 
 
 def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) -> Tensor:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise: t steps of noising at once.   [DDPM Eq. 4]
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise: t + 1 small steps at once.    [DDPM Eq. 4]
 
     Shapes: x0, noise (..., C, H, W), t (...) -> (..., C, H, W); leading dimensions broadcast
     """

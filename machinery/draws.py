@@ -1,13 +1,14 @@
 """draws.py -- random numbers that belong to one image: functions of (key, step, image) and of nothing else.
 
-The values of t, the diffusion noise and the choice of dropped labels are not the privacy noise, and they are
-not secret. If they were drawn one after another for a whole lot, however, an image that joins would change
-the numbers of every image behind it. To an attacker who knows the numbers, that image moves the sum by many
-C. Here the numbers of the other images do not change: even for somebody who knows ALL of them, one image
-moves the sum by at most C.
+The values of t, the diffusion noise and the choice of dropped labels are not the privacy noise, and their key
+need not be secret. If they were drawn one after another for a whole lot, however, an image that joins would
+change the numbers of every image behind it. To an attacker who knows the numbers, that image moves the sum by
+many C. Here the numbers of the other images do not change: even for somebody who can compute the numbers of
+any image, one image moves the sum by at most C.
 
-An image is identified by a hash of its bytes. Its place in the data would change when an image before it is
-taken out, and its latent is the same only up to rounding.
+An image is identified by a hash of its bytes. (A list of hashes is as private as the images, since a known
+image could be looked up in it.) Its place in the data would change when an image before it is taken out, and
+its latent is the same only up to rounding.
 
     output k of the stream with seed s is  mix(s + k gamma), k = 1, 2, ..   [SplitMix64, Steele et al. 2014]
 
