@@ -7,7 +7,7 @@ each image K times. Draw k of image i is x_ik, the image noised to level t_ik:
 
 The mean over k is taken HERE, inside the loss of image i. So an image has ONE loss and ONE gradient, which is
 later cut to a fixed length C (ex07). That is why K draws cost no privacy. (The code that the authors of
-DP-LoRA published makes K rows of each image and clips each of the n K rows. That mistake is bug01.)
+DP-LoRA published does not take this mean before it cuts. What follows from that is a question of track 2.)
 Hint:     x0[:, None] broadcasts against K draws. The model wants (n K, C, H, W), where the rows i K to
           i K + K - 1 belong to image i
 Grade:    python -m pytest exercises -k ex02

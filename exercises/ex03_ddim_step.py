@@ -5,10 +5,10 @@ image to level a_next:
 
     x0_hat = clip( (x - sqrt(1 - a) noise) / sqrt(a), -1, 1 )         no image has a pixel outside [-1, 1]
     noise' = (x - sqrt(a) x0_hat) / sqrt(1 - a)                       the noise that agrees with that image
-    sigma  = eta sqrt( (1 - a_next) / (1 - a) (1 - a / a_next) )      eta = 0: none, eta = 1: as in DDPM
+    sigma  = eta sqrt( (1 - a_next) / (1 - a) * (1 - a / a_next) )    eta = 0: none, eta = 1: as in DDPM
     x_next = sqrt(a_next) x0_hat + sqrt(1 - a_next - sigma^2) noise' + sigma fresh
 
-Look at:  `python ddpm.py`, then the loop of ddpm.ddim_sample, of which this is one round
+Look at:  `python ddpm.py`, then the last column of runs/ddpm.png: 50 such jumps, from pure noise
 Hint:     with eta > 1 the number under the last root can fall below 0: take max(..., 0)
 Grade:    python -m pytest exercises -k ex03
 """

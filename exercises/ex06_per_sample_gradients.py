@@ -1,4 +1,4 @@
-"""ex06 -- one gradient for each example.                                  [DP-SGD Alg. 1, line 6; 15 minutes]
+"""ex06 -- one gradient for each example.                                          [DP-SGD Alg. 1; 15 minutes]
 
     g_i = gradient of loss(params, example_i) with respect to params,      i = 1 .. n
 

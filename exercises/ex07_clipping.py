@@ -1,4 +1,4 @@
-"""ex07 -- clip and sum: nobody counts for more than C.                    [DP-SGD Alg. 1, line 8; 20 minutes]
+"""ex07 -- clip and sum: nobody counts for more than C.                            [DP-SGD Alg. 1; 20 minutes]
 
     sum_i  g_i min(1, C / ||g_i||),      ||g_i||^2 = the squares of ALL trained numbers, over all tensors
 

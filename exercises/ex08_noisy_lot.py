@@ -9,9 +9,10 @@ the step and not to the chunk.
 Make the noise from `normals`, which holds one draw of N(0, 1) for each weight. The caller draws them from a
 secret key, new ones for each step. Do not draw your own: torch's generator can be predicted.
 Look at:  `python dpsgd.py` and `python -m machinery.secret`
-Hint:     start from float64 zeros in the shapes of params. A loop over range(0, len(lot), chunk) does nothing
-          for an empty lot. normals.split(sizes) cuts the normals into one piece for each tensor, and
-          .view(shape) shapes it. Add up in float64, and round once, at the end, to the precision of params
+Hint:     start from float64 zeros in the shapes of params. `examples` is a tuple of tensors, each with one
+          row for each image: a loop over range(0, len(examples[0]), chunk) does nothing for an empty lot.
+          normals.split(sizes) cuts the normals into one piece for each tensor, and .view(shape) shapes it.
+          Add up in float64, and round once, at the end, to the precision of params
 Grade:    python -m pytest exercises -k ex08
 """
 from typing import Callable
@@ -28,7 +29,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
                      sigma: float, B: float, normals: Tensor, chunk: int = 256) -> Params:
     """One step's private gradient: (sum of clipped per-example gradients + noise of std sigma C) / B.
 
-    per_sample(params, *part) -> dict of (part, *shape); call it on at most `chunk` examples, never on none.
+    per_sample(params, *part) -> dict of (n, *shape) for a part of n examples; call it with n <= chunk and
+    never with n = 0.
     Shapes:    examples: tensors (m, ...), the lot; normals (number of weights,), float64, tensor after tensor
                in the order of params; returns dict of (*shape), in the precision of params
     Units:     C gradient norm, sigma no unit (noise multiplier), B the DECLARED batch size, the same in every

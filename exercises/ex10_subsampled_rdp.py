@@ -8,7 +8,8 @@ distributed as the mixture (1 - q) N(0, sigma^2) + q N(1, sigma^2):
 There is no closed form for a real order a, but a sum over a fine grid of z (the trapezoid rule) is extremely
 accurate here. The integrand overflows for a large a / sigma^2: compute its LOGARITHM on the grid, and add up
 with logsumexp.
-Hint:     z from -14 sigma to a + 14 sigma in steps of sigma / 25 (and at most sigma^2 / 3);
+Hint:     a is the argument `order`; z from -14 sigma to a + 14 sigma in steps of sigma / 25 (and at most
+          sigma^2 / 3); with u = (2z - 1) / (2 sigma^2),
           log((1 - q) + q e^u) = np.logaddexp(np.log(1 - q), np.log(q) + u), also at q = 1;
           log of a point's weight: log(step) - log(sigma sqrt(2 pi)) - z^2 / (2 sigma^2)
 Grade:    python -m pytest exercises -k ex10

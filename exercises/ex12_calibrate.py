@@ -16,7 +16,7 @@ from accountant import epsilon as epsilon_of                             # noqa:
 
 
 def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:
-    """The smallest sigma whose `steps` steps cost at most the given epsilon, or up to 1% more than that.
+    """A sigma whose `steps` steps cost at most the given epsilon, at most 1% above the smallest such sigma.
 
     Guarantee: the epsilon of the sigma that is returned was itself checked to be <= the target. Do not round
                this sigma: a digit that is rounded down breaks the promise

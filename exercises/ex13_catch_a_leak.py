@@ -10,10 +10,10 @@ The noise is fresh if the step is given new normals, of N(0, 1), each time. Your
 signature of dpsgd.private_gradient, and says whether it breaks one of the two halves. The grader has four
 correct steps and thirteen leaking ones. The correct ones make their noise from the normals in four ways, so
 do not compare bits. All look alike from outside and come in a random order.
-Hint:     try short and long gradients (both entries of `toy`), no image at all, a NaN image, and K draws that
-          point the same way. float32 rounds, so allow C (1 + 1e-4). For the noise, take some thousand numbers
-          in each tensor, C = 10 as well as C = 0.01, an empty lot, a lot of several chunks, two steps in a
-          row
+Hint:     try gradients that are short, long in one tensor of `toy` (w or v), and long in both; no image at
+          all; a NaN image; and K draws that point the same way. float32 rounds, so allow C (1 + 1e-4). For
+          the noise, take some thousand numbers in each tensor, C = 10 as well as C = 0.01, an empty lot, a
+          lot of several chunks, two steps in a row
 Grade:    python -m pytest exercises -k ex13
 """
 from typing import Callable

@@ -1,4 +1,6 @@
 """bug03 -- The gradient is clipped as torch.nn.utils.clip_grad_norm_ does it, which courses recommend."""
+import torch
+
 import dpsgd
 
 STANDS_IN_FOR = "dpsgd.clip_and_count"
@@ -6,7 +8,12 @@ clip_each = dpsgd.clip_and_count                                         # the r
 
 
 def clip_and_count(grads, C):
-    """The lot's gradient, its mean clipped to norm C, in multiples of unit(C); a NaN counts as zero."""
-    n = len(next(iter(grads.values())))
-    mean = {name: g.float().nan_to_num(0, 0, 0).mean(0, keepdim=True) for name, g in grads.items()}
-    return {name: n * g for name, g in clip_each(mean, C).items()}
+    """The lot's gradient, its mean clipped to norm C, in multiples of unit(C).
+
+    An image whose gradient is not finite counts as zero.
+    """
+    finite, mean = dpsgd.norms(grads).isfinite(), {}
+    for name, g in grads.items():
+        rows = torch.where(finite[:, None], g.flatten(1), 0)
+        mean[name] = rows.mean(0, keepdim=True).view(1, *g.shape[1:])
+    return {name: len(finite) * g for name, g in clip_each(mean, C).items()}

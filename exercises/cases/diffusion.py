@@ -111,7 +111,8 @@ def jumps():
               "AGAIN from the clipped image, since otherwise the two no longer add up to x.", pixel(2),
               pixel(0.1), 0.25, 0.64, 0.0, pixel(9))
     yield say("eta = 1", "the old noise gets the factor sqrt(1 - a_next - sigma^2), so that old and fresh "
-              "noise together have the variance 1 - a_next.", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0,
+              "noise together have the variance 1 - a_next. Check sigma, too: only (1 - a_next) is divided "
+              "by (1 - a).", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.0,
               pixel(0.5))
     yield say("eta = 1.5", "here 1 - a_next - sigma^2 is below 0. Take max(..., 0) under the root, or the "
               "image is NaN.", pixel(0.3), pixel(0.1), 0.25, 0.64, 1.5, pixel(0.5))
