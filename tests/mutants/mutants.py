@@ -115,9 +115,11 @@ MUTANTS = [
            "Copy i sees another image than i: the row that is clipped is nobody's gradient.",
            DPSGD + "one_image_leaves_the_gradients_of_the_others_alone"),
     Mutant("a lot's last chunk is not filled up", "dpsgd.py",
-           "torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e", "e for e",
+           "filled = [torch.cat([e, e.new_zeros(size - n, *e.shape[1:])]) for e in examples]\n"
+           "        grads = per_sample(params, *filled)\n        if any(len(g) != size",
+           "grads = per_sample(params, *examples)\n        if any(len(g) != n",
            "The last bits of everybody's gradient follow the size of the lot, which one image can change.",
-           DPSGD + "an_images_gradient_is_the_same_to_the_last_bit_in_any_company[targets0-memory0]"),
+           DPSGD + "an_images_gradient_is_the_same_to_the_last_bit_in_any_company[targets0-memory0-float32]"),
     Mutant("full chunks are forgotten", "train.py",
            "dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)",
            "per_image_gradients(model, frozen, s), max(1, s.chunk // s.K)",
