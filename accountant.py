@@ -253,7 +253,7 @@ def read_run(path: str) -> tuple[float, float, int]:
         with open(path) as f:
             facts = json.load(f)
         run, private = (facts["q"], facts["sigma"], facts["steps"]), facts["private"]
-        composed_epsilon([run], 1e-5)
+        check(*run)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a privacy.json ({screen.cause(error)}); expected one that "
                          f"train.py wrote") from None
@@ -280,9 +280,9 @@ def show_table(q: float, steps: int, delta: float) -> None:
           f"Epsilon grows more slowly than the steps")
     print("best order: the order of the Rényi divergence whose bound on epsilon is the smallest\n")
     print(f"{'steps':>9}  {'epsilon':>9}  {'best order':>10}")
-    for steps in sorted({1, 10, 100, 1_000, 10_000, 100_000, steps}):
-        spent, order = epsilon(q, sigma, steps, delta)
-        print(f"{steps:>9}  {spent:>9.4f}  {order:>10.2f}")
+    for n in sorted({1, 10, 100, 1_000, 10_000, 100_000, steps}):
+        spent, order = epsilon(q, sigma, n, delta)
+        print(f"{n:>9}  {spent:>9.4f}  {order:>10.2f}")
 
 
 def main() -> None:

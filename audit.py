@@ -191,7 +191,8 @@ def histogram(without, present, rows: int = 18, width: int = 40) -> str:
     most = max(left.max(), right.max())
 
     def bar(count: int) -> str:
-        return "#" * round(width * count / most) or "." * bool(count)
+        marks = round(width * count / most)
+        return "." if count and not marks else "#" * marks
     lines = [f"{'score':>8} {'without the canary':>{width}} | with the canary"]
     for a, b, n, m in zip(edges, edges[1:], left, right):
         lines.append(f"{(a + b) / 2:>8.2f} {bar(n):>{width}} | {bar(m)}")

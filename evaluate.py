@@ -226,8 +226,10 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
     real, labels, test = load_real(name, a.data_dir, own.get("size") or source.shape[-1], source.shape[0],
                                    own.get("classes") or names, places, white)
     if a.fast:
-        few = max(1, len(real) // 3_000)                         # every few-th: files may be sorted by class
-        real, labels, test = real[::few], labels[::few], test and tuple(part[::few] for part in test)
+        every = max(1, len(real) // 3_000)                       # spread out: files may be sorted by class
+        real, labels = real[::every], labels[::every]
+        if test:
+            test = tuple(part[::every] for part in test)
     if source.shape != tuple(real.shape[1:]):
         raise ValueError(f"{a.source}: images are {source.shape}, but those of {name} are "
                          f"{tuple(real.shape[1:])}; pass --data with the images that they imitate")
@@ -432,6 +434,8 @@ def main() -> None:
             value = getattr(a, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value}: expected at least {least}")
+        if a.seed >= 2**32:
+            raise ValueError(f"--seed {a.seed}: expected a whole number, 0 to 2^32 - 1")
         flags.take(a, Sampling).check()
         out, who = output_files(Path(a.source))
         with checkpoint.alone(out.with_name(who + ".in-use")):           # fails now if it cannot write there

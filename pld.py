@@ -193,6 +193,8 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
 
     pairs: for each run (P, Q, error of P, error of Q, error of the edges, steps). P and Q are the masses in
            each cell of the grid
+    tilt:  the exponent of the weights e^(tilt loss) below
+    far:   the exponent with which Markov's inequality bounds the mass beyond the end of the grid
 
     The mass of each cell is moved to the two ends of the cell in such a way that its P-mass and its Q-mass
     both stay the same. The pair that results is never less revealing, and much closer to the true one than
@@ -285,12 +287,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1, help="how many of the images belong to one person")
     parser.add_argument("--sigma", type=float, help="the noise multiplier (default: a table of settings)")
     parser.add_argument("--delta", type=float, default=1e-5, help="the delta of (epsilon, delta)")
-    parser.add_argument("--q", type=float, default=0.017, help="the sampling rate B/N")
-    parser.add_argument("--steps", type=int, default=200, help="the number of steps of one run")
+    parser.add_argument("--q", type=float, default=0.017, help="the sampling rate B/N, with --sigma")
+    parser.add_argument("--steps", type=int, default=200, help="the number of steps, with --sigma")
     a = parser.parse_args()
     with screen.one_line(parser.prog, "close other programs"):
         if a.images != 1 and not a.runs:
             raise ValueError(f"--images {a.images}: expected a run's privacy.json with it")
+        if a.sigma is not None and a.runs:
+            raise ValueError(f"--sigma {a.sigma}: expected it alone, or the privacy.json of runs without it")
+        for name in ("q", "steps"):
+            if a.sigma is None and getattr(a, name) != parser.get_default(name):
+                raise ValueError(f"--{name} {getattr(a, name)}: expected --sigma with it")
         if a.runs:
             runs = [accountant.read_run(path) for path in a.runs]
             with screen.waiting("composing the runs"):

@@ -26,8 +26,9 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + embedding))).
+    """skip(x) + conv(silu(norm(conv(silu(norm(x))) + linear(embedding)))).
 
+    skip is the identity if c_in = c_out, else a 1 x 1 convolution.
     Shapes: x (n, c_in, h, w), embedding (n, e) -> (n, c_out, h, w)
     """
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
     """x + proj(softmax(Q K^T / sqrt(d)) V), where each pixel is a token: (n, c, h, w) -> the same.
 
     qkv and proj are plain nn.Linear layers, because the paper adapts them. The softmax is written out,
-    because torch.func.vmap has no rule for torch's fused attention.
+    because torch.func.vmap has no rule for the backward pass of torch's fused attention.
     Errors: channels that `heads` does not divide -> ValueError
     Source: Vaswani et al. 2017, Eq. 1
     """
@@ -74,7 +75,7 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """Predicts the noise in x_t.
 
-    Shapes: model(x, t, labels), (n, C, H, W), (n,), (n,) -> (n, C, H, W)
+    Shapes: x (n, C, H, W), t (n,), labels (n,) -> (n, C, H, W)
     blocks:           residual blocks of each level on the way down; each level has one more on the way up
     attention_levels: levels on which each block is followed by attention (0 is the finest). The middle of the
                       network always has attention
@@ -82,7 +83,7 @@ class UNet(nn.Module):
                       None the network is unconditional and ignores labels
     patch:            each patch x patch square of pixels becomes channels on the way in, and pixels again
                       on the way out
-    names:            of the classes, in the order of their labels; a private class is found by its name
+    names:            those of the classes, in the order of their labels; a private class is found by its name
     """
 
     def __init__(self, image_channels: int = 1, channels: int = 32, multipliers: tuple = (1, 2),

@@ -1,7 +1,8 @@
 """membership.py -- a weak attack on real images: it guesses which of them were in the training set.
 
-The score of an image is its loss under the public model minus its loss after fine-tuning. (The loss is Yeom
-et al.'s score, 2018; to subtract it from that of a model without the image is Watson et al.'s, 2022.)
+The score of an image is its loss under the public model minus its loss after fine-tuning. Yeom et al. 2018
+use the loss itself as the score. Watson et al. 2022 subtract it from the loss under a model that was trained
+without the image.
 
   $ python -m attacks.membership                  # without noise, and with epsilon = 1
   $ python -m attacks.membership --epsilon 10

@@ -139,8 +139,9 @@ def work(path: Path, todo: Callable, run: Callable, minutes: float = math.inf) -
         twin = next((row for row in rows if same(row, cell, "experiment")), None)
         if not twin and time.monotonic() - start > 60 * minutes:
             return print(f"{minutes:g} minutes are over; the same command continues")
-        rows.append(row := (twin or run(cell)) | cell)
-        table = csv.DictWriter(text := io.StringIO(), COLUMNS, lineterminator="\n")
+        row, text = (twin or run(cell)) | cell, io.StringIO()
+        rows.append(row)
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         checkpoint.write_text(path, text.getvalue())
@@ -192,8 +193,9 @@ def real_runner(device: torch.device) -> Callable:
         if cell["seed"] == 0 and SCALES[cell["scale"]].items() <= but_for_epsilon.items():
             with mock.patch.object(sample, "PICTURES", how):
                 sample.class_strip(trained, strip(cell))                 # for --plots
-        how, same = dataclasses.replace(how, guidance=0.0), torch.Generator(device).manual_seed(cell["seed"])
-        images = sample.generate(trained, asked, len(asked), how, batch=500, generator=same, quiet=True)
+        how = dataclasses.replace(how, guidance=0.0)
+        noise = torch.Generator(device).manual_seed(cell["seed"])
+        images = sample.generate(trained, asked, len(asked), how, batch=500, generator=noise, quiet=True)
         net = classifiers.classifier("CNN", shape, classes).to(device)
         classifiers.train_classifier(net, images, asked, cell["epochs"], cell["seed"])
         cloud = evaluate.gaussian(classifiers.features(reference_classifier[:-1], images))

@@ -46,7 +46,8 @@ def main() -> None:
     p.add_argument("runs", nargs="+",
                    help="folders of finished runs; the base of the first one is measured, too")
     p.add_argument("--n", type=int, default=1024, help="number of test images")
-    p.add_argument("--data-dir", help="folder with its files (default: assets/ or ./datasets)")
+    p.add_argument("--data-dir",
+                   help="folder with the files of the data set (default: assets/ or ./datasets)")
     a = p.parse_args()
     try:
         if a.n < 1:

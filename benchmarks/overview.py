@@ -1,8 +1,8 @@
 """overview.py -- draws the picture at the top of the README: public base | private model | real images.
 
-Both models start from the same noise and use the same sampler: the default one, and for faces the random one
-without guidance. The real images are the first test images of each class. They were not used in training, and
-no image is chosen by eye. No real face is shown, because no face of the private data ships.
+Both models start from the same noise and use the same sampler: the default one (dpm), and for faces ddim
+with eta = 1 and without guidance. The real images are the first test images of each class. They were not used
+in training, and no image is chosen by eye. No real face is shown, because no face of the private data ships.
 
   $ python benchmarks/overview.py --data-dir datasets      # assets/overview.png; reads datasets/FashionMNIST/
 """

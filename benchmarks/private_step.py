@@ -1,8 +1,8 @@
-"""private_step.py -- draws one private step of a model with two weights, computed by dpsgd.py, as a picture.
+"""private_step.py -- draws one private step of a model with two weights as a picture.
 
-Every arrow is a computed result: a lot is drawn at random, each image has one gradient, which is clipped to
-the circle of radius C, the gradients are summed, noise is added once, and the result is divided by the
-declared B. The seed is fixed, so the picture is always the same.
+Every arrow is a computed result. dpsgd.py draws the lot, computes one gradient for each image, and clips it
+to the circle of radius C. This file sums them, adds noise once, and divides by the declared B. The seed is
+fixed, so the picture is always the same.
 
   $ python benchmarks/private_step.py                               # docs/private-step.svg
 """
@@ -57,7 +57,7 @@ def main() -> None:
     def loss(params, x, y):
         return (x @ params["w"] - y).square() / 2
 
-    grads = dpsgd.per_sample_grads(loss, w, x[lot], y[lot])              # (m, 2)
+    grads = dpsgd.per_sample_grads(loss, w, x[lot], y[lot])              # {"w": (m, 2)}
     clipped = torch.stack([dpsgd.clip_and_sum({"w": one[None]}, C)["w"] for one in grads["w"]]).float()
     total = clipped.sum(0)
     noise = SIGMA * C * torch.randn(2, generator=g)

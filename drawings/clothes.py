@@ -149,16 +149,21 @@ SHAFT = ["L 13,12 20,13 27,12", "P 17,2 21,2 21,14 18,14",
         "", "L 8,16 14,23", "R 12,13 20,14 27,12", "P -1,16 8,15 10,24 -1,24",
         "L 9,16 17,17 17,2 ; L 12,11 16,11 ; L 13,7 17,7", "P 20,12 28,12 29,24 19,24"]
 
-CHOICES = [[TEE, SHORT * 3 + BARE, ROUND * 2 + VEE, FRONT], [LEGS, WAIST, CREASE], [TEE, LONG,
-            ROUND + VEE + HIGH, KNIT],
-           [DRESS, DRESS_ARMS, DRESS_NECK, DRESS_FRONT], [COAT, LONG, LAPEL, OPENING], [SANDAL],
-           [TEE, LONG * 2 + SHORT + BARE, COLLAR * 3 + ROUND, PLACKET], [SNEAKER, SOLE, LACES, PANEL],
-           [BAG, HANDLE, FLAP], [BOOT, HEEL, SHAFT]]
+CHOICES = [[TEE, SHORT * 3 + BARE, ROUND * 2 + VEE, FRONT],
+           [LEGS, WAIST, CREASE],
+           [TEE, LONG, ROUND + VEE + HIGH, KNIT],
+           [DRESS, DRESS_ARMS, DRESS_NECK, DRESS_FRONT],
+           [COAT, LONG, LAPEL, OPENING],
+           [SANDAL],
+           [TEE, LONG * 2 + SHORT + BARE, COLLAR * 3 + ROUND, PLACKET],
+           [SNEAKER, SOLE, LACES, PANEL],
+           [BAG, HANDLE, FLAP],
+           [BOOT, HEEL, SHAFT]]
 SHOES, SLEEVED = (5, 7, 9), (2, 4, 6)       # labels; hanging sleeves make the SLEEVED narrower
 NAMES = ("T-shirt-top", "trouser", "pullover", "dress", "coat",
          "sandal", "shirt", "sneaker", "bag", "ankle boot")     # of the classes, in the order of their labels
 PRINTED = (1, 0.4, 0.8, 0.8, 0.4, 0.3, 1, 0.3, 0.5, 0.3)   # the probability that a print is kept, by class
-PER_CLASS = 120              # patterns kept per class
+PER_CLASS = 120              # patterns drawn per class
 FIELD, SPAN = 60, 30         # a pattern is FIELD x FIELD over SPAN x SPAN pixels
 PIECE = 250                              # images drawn at a time
 _AXIS = (np.arange(FIELD, dtype=np.float32) + 0.5) * SPAN / FIELD - SPAN / 2
@@ -226,8 +231,8 @@ def _patterns() -> tuple[Tensor, Tensor]:
     Shapes: (10, PER_CLASS, 4, FIELD, FIELD), (10, PER_CLASS, 2)
     """
     rng = np.random.default_rng(0)
-    drawn = [_draw(";".join(str(rng.choice(slot)) for slot in slots),
-    rng) for slots in CHOICES for _ in range(PER_CLASS)]
+    drawn = [_draw(";".join(str(rng.choice(slot)) for slot in slots), rng)
+             for slots in CHOICES for _ in range(PER_CLASS)]
     maps, halves = (torch.tensor(np.stack(a), dtype=torch.float32) for a in zip(*drawn))
     return maps.view(10, PER_CLASS, 4, FIELD, FIELD), halves.view(10, PER_CLASS, 2)
 
@@ -294,8 +299,8 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     printed = torch.tensor(PRINTED)[labels].view(n, 1, 1)
     across, down, spots, logo = (some(p) * each(-0.35, 0.35) * some(printed) for p in (0.18, 0.12, 0.15, 0.2))
     cloth = cloth + across * wave(y) + down * wave(x) + (spots + 2 * logo * chest) * blot
-    folds = smooth(4, 4) * each(0, 0.1) + smooth(3, 9) * each(0, 0.08) + each(-0.12,
-    0.12) * y / 14 + each(-0.08, 0.08) * x / 14
+    folds = (smooth(4, 4) * each(0, 0.1) + smooth(3, 9) * each(0, 0.08)
+             + each(-0.12, 0.12) * y / 14 + each(-0.08, 0.08) * x / 14)
     grain = torch.randn(n, 28, 28, generator=generator) * each(0, 0.27) ** 2
     sewn = piece * (1 - piece) * each(-1.5, 0.5) + accent * (1 - accent) * each(-1, 0.5)    # where two meet
     rim = 1 - F.avg_pool2d(whole[:, None], 5, 1, 2)[:, 0]  # 0 deep inside, about 1/2 at the outline

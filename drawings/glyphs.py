@@ -150,7 +150,7 @@ def draw(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tens
     axis = torch.arange(28.0) - 13.5
     pixel = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, 784, 2)
     bend = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator), size=(28, 28), mode="bicubic",
-    align_corners=True)
+                         align_corners=True)
     bend = bend.flatten(2).mT * uniform(0.2, 1.0, 1, 1)                  # (n, 784, 2) pixels
     source = (((pixel + bend) / scale.view(n, 1, 1) + centre[:, None]) @ torch.linalg.inv(M).mT) / REACH
     distance = F.grid_sample(fields[labels, way][:, None], source.view(n, 28, 28, 2), padding_mode="border",

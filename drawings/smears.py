@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     nucleus: tuple[float, float, float]
     granule: tuple[float, float, float]
     grains: tuple[float, float]          # share of the cell that granules cover
-    coarse: int                          # noise cells across the picture: few of them make large granules
+    coarse: int                          # random values across the picture: fewer make larger granules
     over: float                          # how much of the granules lies over the nucleus
 
 

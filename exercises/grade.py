@@ -129,9 +129,11 @@ def read(file: Path) -> ast.Module:
 def load(file: Path, uses: tuple[str, ...] | None = None) -> ModuleType:
     """A file as a module. With `uses`, it is refused if `beyond` finds something in it."""
     tree, module = read(file), ModuleType(file.stem)
-    if uses is not None and beyond(tree, uses):
-        raise Told(beyond(tree, uses))
-    if uses is not None:                           # a student's own name, say vars, is never the built-in one
+    if uses is not None:
+        refused = beyond(tree, uses)
+        if refused:
+            raise Told(refused)
+        # a student's own name, say vars, is never the built-in one
         module.__dict__["__builtins__"] = {k: v for k, v in vars(builtins).items() if k not in NEVER}
     exec(compile(tree, str(file), "exec"), module.__dict__)
     return module

@@ -2,7 +2,7 @@
 
 A picture is read as a viewer shows it. What cannot be read is refused by name, or named on the screen.
 
-  $ python -m machinery.folders PATH         # what is in a folder of pictures: classes, sizes
+  $ python -m machinery.folders PATH         # the classes in a folder, and the number of files of each
 """
 import hashlib
 import io
@@ -52,10 +52,11 @@ def subfolders(path: Path, declared: Sequence[str] = ()) -> list[str]:
     try:
         found = [p.name for p in path.iterdir() if p.is_dir()]
     except OSError as e:
-        cure = {".npz": f"; did you mean {typed(f'npz:{path}')}?", ".zip": "; unpack it first"}
-        cure = cure if path.is_file() else {}
-        raise ValueError(f"folder:{path}: {e.strerror}; expected PATH/class/image.png"
-                         f"{cure.get(path.suffix.lower(), '')}") from None
+        hint = ""
+        if path.is_file():
+            hints = {".npz": f"; did you mean {typed(f'npz:{path}')}?", ".zip": "; unpack it first"}
+            hint = hints.get(path.suffix.lower(), "")
+        raise ValueError(f"folder:{path}: {e.strerror}; expected PATH/class/image.png{hint}") from None
     return sorted((name for name in found if name in declared or not hidden(name)), key=natural)
 
 
@@ -124,7 +125,7 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
     if not found:
         but = f", but other files: {few(others)}" if others else ""
         raise ValueError(f"folder:{path}: no picture found{but}; expected PATH/class/image.png")
-    return Found(found, {"no picture that can be read here": others, "hidden or made by a computer": own,
+    return Found(found, {"no picture that can be read here": others, "hidden or made by the system": own,
                          "a link to a folder": links, "a picture in no class's folder": loose})
 
 

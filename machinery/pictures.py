@@ -4,7 +4,7 @@ The picture is turned as its EXIF says, 16 bits are scaled to 8, and transparenc
 level of 16 bits is white is a public constant that the curator (the person who holds the images) declares. If
 it were measured on private images, a single one could darken all others.
 
-  $ python -m machinery.pictures FILE ...    # the size of each, and how bright it is
+  $ python -m machinery.pictures FILE ...    # the size of each, and the brightest level if white is unknown
 """
 import sys
 import warnings
@@ -53,7 +53,9 @@ def fit(image, size: int) -> Tensor:
 
 
 def read(file: Path, channels: int, white: int) -> tuple:
-    """(a Pillow image of mode L or RGB, its brightest level where the file has grey of 16 bits, else None).
+    """(a Pillow image of mode L or RGB, its brightest level or None).
+
+    The level is that of grey of 16 bits in a format that does not say which level is white.
 
     Errors: as `picture`, each a `Refused`
     """
@@ -131,5 +133,5 @@ if __name__ == "__main__":
     with screen.one_line("pictures.py", "close other programs"):
         for file in map(Path, sys.argv[1:]):
             image, level = read(file, 3, WHITE)
-            depth = "8 bits" if level is None else f"16 bits, the brightest level is {level:,} of {WHITE:,}"
-            print(f"{file}: {image.width} x {image.height} pixels, {depth}")
+            depth = "" if level is None else f", 16 bits, the brightest level is {level:,} of {WHITE:,}"
+            print(f"{file}: {image.width} x {image.height} pixels{depth}")

@@ -27,7 +27,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """--help with the default of each flag, unless the text says it, or there is none to say."""
 
     def _get_help_string(self, action):
-        if action.default in (None, True, False) or "(default" in (action.help or ""):
+        if action.default is None or isinstance(action.default, bool) or "(default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
@@ -131,16 +131,16 @@ def out_of_memory(e: BaseException) -> bool:
     The class is recognised by its name, because accountant.py uses this file and needs no torch.
     """
     words = f"{type(e).__name__}: {e}"
-    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(
-        said in words for said in ("OutOfMemoryError", "out of memory", "can't allocate memory"))
+    said = any(known in words for known in ("OutOfMemoryError", "out of memory", "can't allocate memory"))
+    return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and said)
 
 
 @contextlib.contextmanager
 def one_line(program: str, memory: str):
-    """Whatever ends the program inside the `with` ends it with one line on stderr.
+    """Bad input, a failing disk, too little memory or a signal end the program with one line on stderr.
 
     The exit code is 2 for bad input and a failing disk, 1 for too little memory (the line then says what to
-    do, `memory`), 130 for Ctrl-C and 143 for SIGTERM. Errors in our own code keep their traceback.
+    do, `memory`), 130 for Ctrl-C and 143 for SIGTERM. Any other error keeps its traceback.
     """
     ready()
     before = sys.stdout, sys.stderr
@@ -265,7 +265,7 @@ class waiting:
 
     def __init__(self, what: str, total: int | None = None, has_bar: bool = False, wanted: bool = True):
         self.what, self.done, self.total = what, 0, total
-        self.silent = hide_bar(wanted) is True or has_bar and sys.stderr.isatty()
+        self.silent = hide_bar(wanted) is True or (has_bar and sys.stderr.isatty())
         self.over = threading.Event()
 
     def __enter__(self) -> "waiting":

