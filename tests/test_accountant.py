@@ -312,16 +312,22 @@ def run(*flags):
                           cwd=Path(accountant.__file__).parent)
 
 
-def test_the_program_prints_what_the_functions_return(monkeypatch, capsys):
-    sigma = calibrate(10, 1e-5, 0.017, 200)
-    spent, order = epsilon(0.017, sigma, 200, 1e-5)
-    said = run("--epsilon", "10", "--delta", "1e-5", "--q", "0.017", "--steps", "200").stdout
-    for number in (f"sigma = {sigma:.6g}", f"epsilon = {spent:.6g}", f"order {order:.4g}"):
-        assert number in said, said
-    monkeypatch.setattr(sys, "argv", "accountant.py --q 0.017 --steps 200".split())     # no goal: the table
-    accountant.main()
-    rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.split()[1:])
-    assert rows["200"] == f"{spent:.4f}" and rows["1000"] == f"{epsilon(0.017, sigma, 1000, 1e-5)[0]:.4f}"
+@pytest.mark.parametrize("delta", [1e-5, 1e-7])
+def test_the_program_prints_what_the_functions_return(delta, monkeypatch, capsys):
+    flags = ["--delta", str(delta), "--q", "0.017", "--steps", "200"]
+
+    def said(*goal):
+        monkeypatch.setattr(sys, "argv", ["accountant.py", *goal, *flags])
+        accountant.main()
+        return capsys.readouterr().out
+    sigma = calibrate(10, delta, 0.017, 200)
+    spent, order = epsilon(0.017, sigma, 200, delta)
+    alone = run("--epsilon", "10", *flags).stdout                        # as a process of its own
+    for number in (f"sigma = {sigma:.7g} ", f"epsilon = {spent:.6g}", f"order {order:.4g}"):
+        assert number in alone, alone
+    assert f"epsilon = {epsilon(0.017, 0.64, 200, delta)[0]:.6g}," in said("--sigma", "0.64")
+    rows = dict(line.split()[:2] for line in said().splitlines() if line.split()[1:])    # no goal: the table
+    assert rows["200"] == f"{spent:.4f}" and rows["1000"] == f"{epsilon(0.017, sigma, 1000, delta)[0]:.4f}"
 
 
 def test_the_second_opinions_stand_beside_the_first(monkeypatch, capsys):
@@ -354,14 +360,15 @@ def test_the_program_refuses_bad_flags(flags, monkeypatch, capsys):
     assert stopped.value.code == 2 and said.err.count("\n") == 1 and not said.out, said
 
 
-def test_compose_prints_what_several_runs_cost_together(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("delta", [1e-5, 1e-7])
+def test_compose_prints_what_several_runs_cost_together(delta, tmp_path, monkeypatch, capsys):
     runs = [dict(q=0.02, sigma=0.7, steps=100), dict(q=0.1, sigma=1.6, steps=30)]
     for i, run in enumerate(runs):
         (tmp_path / f"{i}.json").write_text(json.dumps(dict(run, private=True)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json"])
+    monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json", f"--delta={delta}"])
     accountant.main()
-    together = accountant.composed_epsilon([tuple(run.values()) for run in runs], 1e-5)
+    together = accountant.composed_epsilon([tuple(run.values()) for run in runs], delta)
     assert capsys.readouterr().out.splitlines()[-2].split()[-1] == f"{together:.4f}"
 
 

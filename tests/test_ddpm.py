@@ -88,10 +88,12 @@ class Recorder(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.classes, self.seen, self.weight = None, [], torch.nn.Parameter(torch.tensor(0.5))
+        self.classes, self.seen, self.inputs = None, [], []
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x, t, labels=None):
         self.seen.append(int(t[0]))
+        self.inputs.append(x.double())
         return self.weight * x
 
 
@@ -126,20 +128,34 @@ def test_ddim_with_eta_0_is_deterministic_given_the_start_and_with_eta_1_is_not(
     assert (sample(1.0, 1) - sample(1.0, 2)).abs().max() > 0.1
 
 
-def test_ddpm_is_ddim_with_all_steps_and_eta_1():
-    """One step of either has mean and variance of the posterior q(x_{t-1} | x_t, x_0).   [DDPM Eq. 7]"""
+def jumps_of(sampler, monkeypatch, **how):
+    """(x, t, x after the jump, its t, the x_0 that x implies, the noise that was added), jump by jump."""
+    model, drawn, randn = Recorder(), [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: drawn.append(randn(*a, **k)) or drawn[-1])
+    sampler(model, None, (1, 1, 2, 2), limit=1e9, **how)
     a = ddpm.LINEAR.alpha_bar.double()
-    for t in (1, 10, 500, 999):
-        beta = 1 - a[t] / a[t - 1]
-        posterior = (1 - a[t - 1]) / (1 - a[t]) * beta
-        sigma = ((1 - a[t - 1]) / (1 - a[t]) * (1 - a[t] / a[t - 1])).sqrt()     # DDIM Eq. 16 with eta = 1
-        torch.testing.assert_close(sigma**2, posterior)
-        # the mean, as coefficients of x_0 and x_t
-        on_xt = (1 - a[t - 1] - sigma**2).sqrt() / (1 - a[t]).sqrt()
-        torch.testing.assert_close(on_xt, (1 - beta).sqrt() * (1 - a[t - 1]) / (1 - a[t]))
-    g = lambda: torch.Generator().manual_seed(3)
-    torch.testing.assert_close(ddpm.ddpm_sample(Recorder(), None, (1, 1, 2, 2), generator=g()),
-                               ddpm.ddim_sample(Recorder(), None, (1, 1, 2, 2), 1000, generator=g()))
+    for x, t, after, s, z in zip(model.inputs, model.seen, model.inputs[1:], model.seen[1:], drawn[1:]):
+        yield x, t, after, s, (x - (1 - a[t]).sqrt() * 0.5 * x) / a[t].sqrt(), z.double()
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_a_jump_of_ddim_has_the_mean_and_the_variance_of_eq_12_and_16(eta, monkeypatch):
+    a = ddpm.LINEAR.alpha_bar.double()
+    for x, t, after, s, x0, z in jumps_of(ddpm.ddim_sample, monkeypatch, steps=7, eta=eta):
+        variance = eta**2 * (1 - a[s]) / (1 - a[t]) * (1 - a[t] / a[s])
+        mean = a[s].sqrt() * x0 + (1 - a[s] - variance).sqrt() * 0.5 * x
+        torch.testing.assert_close(after, mean + variance.sqrt() * z, rtol=1e-3, atol=1e-4)
+
+
+def test_ddpm_is_ddim_with_all_steps_and_eta_1(monkeypatch):
+    """Each of its steps has mean and variance of the posterior q(x_{t-1} | x_t, x_0).    [DDPM Eq. 7]"""
+    a, steps = ddpm.LINEAR.alpha_bar.double(), 0
+    for x, t, after, s, x0, z in jumps_of(ddpm.ddpm_sample, monkeypatch):
+        beta, steps = 1 - a[t] / a[s], steps + 1
+        mean = (a[s].sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - a[s]) * x) / (1 - a[t])
+        variance = (1 - a[s]) / (1 - a[t]) * beta
+        torch.testing.assert_close(after, mean + variance.sqrt() * z, rtol=1e-3, atol=1e-4)
+    assert steps == 999
 
 
 @pytest.mark.parametrize("name", ddpm.SAMPLERS)

@@ -118,6 +118,17 @@ def test_no_published_byte_and_no_word_on_the_screen_depends_on_the_keys_but_thr
     assert [name for name in told[0] if told[0][name] != told[1][name]] == []
 
 
+def test_settings_of_the_machine_reach_no_published_byte(monkeypatch):
+    """Some of them, such as --chunk, may tell how large the lots were."""
+    published = []
+    for out, flags in (("one", ()), ("other", ("--chunk", 7, "--peek", 3))):
+        monkeypatch.setattr(dpsgd, "private_gradient", ignorant())
+        code, _, err = finetune("--out", out, "--seed", 5, *flags, picture=True)
+        assert code == 0, err
+        published.append(files(out))
+    assert [name for name in PUBLISHED if published[0][name] != published[1][name]] == []
+
+
 def test_no_published_byte_names_a_place_on_the_machine_where_the_run_was_made(tmp_path, monkeypatch):
     """All paths are absolute; of the images their kind, of the base its file's name, may be published."""
     places = {name: tmp_path / f"kept-in-{name}" for name in ("pictures", "bases", "results")}
@@ -216,14 +227,6 @@ def test_a_step_runs_with_the_settings_that_are_stated_and_its_own_images_and_la
         own_label = labels == number % 10
         assert (own_label | (labels == 10)).all() and own_label.float().mean() > 0.5
         assert len(x0) == len(t) == len(noise)
-
-
-def test_an_image_is_in_a_lot_exactly_if_its_uniform_number_is_below_q():
-    """The rate to 0.2%: uniform numbers just above q put nobody into the lot, just below q everybody."""
-    for q in (0.001, 0.1, 0.9):
-        for factor, size in ((1.002, 0), (0.998, 50)):
-            close = torch.full((50,), factor * q, dtype=torch.float64)
-            assert len(dpsgd.poisson_sample(close, q)) == size
 
 
 @pytest.mark.parametrize("rate", [1, 0.5])

@@ -77,6 +77,23 @@ def test_k_images_at_q_1_are_a_gaussian_of_sensitivity_k(images):
     assert exact <= pld.joint_epsilon([(1.0, 6.0, 4)], 1e-5, images) <= exact * (1 + 1e-4)
 
 
+def test_what_the_edges_of_cells_may_be_off_is_added_for_each_step(monkeypatch):
+    z_of, runs = pld._z_of, [(0.2, 1.0, 10)]
+    before = max(pld._removed_and_added(runs, 1e-5, 1))
+    monkeypatch.setattr(pld, "_z_of", lambda *a: (z_of(*a)[0], 1e-3))    # the largest error of an edge's loss
+    assert max(pld._removed_and_added(runs, 1e-5, 1)) >= before + 10 * 1e-3
+
+
+@pytest.mark.parametrize("mass, proved", [(2e-5, False), (2e-6, True)])
+def test_a_mass_above_delta_beyond_the_grid_leaves_no_epsilon(mass, proved):
+    points, half = 3**9, 3**9 // 2
+    loss, exact = np.arange(-half, half + 1) * (10 / half), np.zeros(points + 1)
+    P, Q = exact.copy(), exact.copy()
+    P[half], P[-1], Q[half] = 1 - mass, mass, 1.0                        # the last cell lies above the grid
+    found = pld._composed_epsilon([(P, Q, exact, exact, 0.0, 1)], loss, 1e-5, 1.0, 2.0)
+    assert (found < math.inf) == proved
+
+
 @pytest.mark.parametrize("images", [0, 1.5, 1001])
 def test_a_number_of_images_that_is_none_is_refused(images):
     with pytest.raises(ValueError, match=f"images = {images}, expected a whole number"):
@@ -86,7 +103,8 @@ def test_a_number_of_images_that_is_none_is_refused(images):
 @pytest.mark.parametrize("flags, said", [
     ("--sigma 0.45 --images 2", "--images 2: expected a run's privacy.json"),
     ("--sigma 0.45 run/privacy.json", "--sigma 0.45: expected it alone"),
-    ("--q 0.02", "--q 0.02: expected --sigma"), ("--steps 9 run/privacy.json", "--steps 9: expected --sigma")])
+    ("--q 0.02", "--q 0.02: expected --sigma"),
+    ("--steps 9 run/privacy.json", "--steps 9: expected --sigma")])
 def test_a_flag_that_would_be_ignored_is_refused(flags, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pld", *flags.split()])
     with pytest.raises(SystemExit, match="2"):

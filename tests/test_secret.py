@@ -208,9 +208,16 @@ def test_delta_with_bounded_normals_grows_by_the_tail_at_most(q, sigma, reach, m
         assert way == 1 and q < 1 or bounded > unbounded + 1e-4 * tail(epsilon, 1, 2), "nothing was seen"
 
 
-def test_the_tail_grows_with_epsilon_steps_and_weights_and_is_a_probability():
-    assert tail(1, 10, 100) < tail(2, 10, 100) < tail(2, 11, 100) < tail(2, 11, 102) < 1e-30
+def test_the_tail_is_that_of_a_pair_times_the_number_of_pairs_and_a_probability():
+    for epsilon in (0.1, 1, 10):
+        one = (1 + math.exp(epsilon)) * 2.0**-128
+        for steps, weights, pairs in ((1, 1, 1), (1, 3, 2), (10, 100, 500), (110, 25_281, 1_390_510)):
+            assert tail(epsilon, steps, weights) == pytest.approx(pairs * one, rel=1e-9, abs=0)
     assert tail(math.inf, 1, 1) == 1.0
+
+
+def test_a_secret_does_not_show_its_key():
+    assert repr(Secret(KEY)) == str(Secret(KEY)) == f"{Secret(KEY)}" == "Secret(key=...)"
 
 
 def test_the_tail_of_every_shipped_run_is_nothing_beside_its_delta():

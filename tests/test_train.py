@@ -21,7 +21,7 @@ import sample
 import train
 from conftest import ROOT, examples, tiny_unet
 from drawings import glyphs
-from helpers import call, finetune, make_folder, write_idx
+from helpers import PUBLISHED, call, finetune, make_folder, write_idx
 from machinery import draws
 from support import privacy_report, runs
 
@@ -90,11 +90,14 @@ def test_the_tighter_accountant_asks_for_less_noise_and_keeps_the_promise(monkey
     assert said[0]["epsilon_pld"] < said[0]["epsilon_rdp"]
 
 
-def test_only_adapters_and_class_embedding_change(run, place):
-    folder, _ = run
+def test_only_adapters_and_class_embedding_change(place, monkeypatch):
+    """In the network that was trained: the folder of a run does not hold its frozen weights."""
+    trained, begin = [], runs.begin
+    monkeypatch.setattr(runs, "begin", lambda *a: trained.append(begin(*a)) or trained[-1])
+    code, _, err = finetune(*TINY, *where(place, "frozen"))
+    assert code == 0, err
     before = base.load(place / "base.pt").model.state_dict()
-    after = lora.load(base.load(place / "base.pt").model, folder)
-    trainable, frozen = lora.split(after)
+    trainable, frozen = lora.split(trained[0].model)
     for name, p in frozen.items():
         assert torch.equal(p, before[name.replace(".base.", ".")]), name
     assert not torch.equal(trainable["class_embedding.weight"], before["class_embedding.weight"])
@@ -143,19 +146,19 @@ def test_a_threshold_blackens_what_is_at_most_as_bright_and_leaves_the_rest(run)
     assert ((plain > 0) & (plain <= 120)).any(), "there is something to blacken"
 
 
-def test_two_runs_without_a_seed_differ(place):
-    for name in ("one", "other"):
-        code, _, err = finetune(*TINY, *where(place, name))
-        assert code == 0, err
-    load = lambda name: torch.load(place / name / "adapter_model.bin", weights_only=True)
-    assert any(not torch.equal(p, load("other")[key]) for key, p in load("one").items())
-
-
-def test_epsilon_inf_says_so_everywhere(place):
-    code, said, err = finetune(*TINY, *where(place, "inf"), "--epsilon", "inf")
-    assert code == 0 and "NO PRIVACY" in said, err
-    said = json.loads((place / "inf" / "privacy.json").read_text())
-    assert said["private"] is False and said["epsilon"] == "inf" and said["sigma"] == 0
+@pytest.mark.parametrize("flags, epsilon, warning, noise", [
+    ("--epsilon inf", "inf", "NO PRIVACY", "none"), ("--seed 0", None, "NOT PRIVATE", "not secret"),
+    ("", None, "", "secret key")])
+def test_plan_privacy_report_and_screen_say_alike_what_is_private(place, flags, epsilon, warning, noise):
+    out = f"alike{flags.replace(' ', '')}"
+    code, said, err = finetune(*TINY, *where(place, out), *flags.split())
+    assert code == 0 and warning in said, err
+    facts, last = json.loads((place / out / "privacy.json").read_text()), said[said.rindex("  private "):]
+    assert facts["private"] is (not warning) and facts["covers"].startswith("nothing" if warning else "the ")
+    assert (facts["epsilon"] == "inf") == (facts["sigma"] == 0) == (epsilon == "inf")
+    assert noise in facts["noise"] and (facts["noise"] == "none") == (facts["sigma"] == 0)
+    for name in ("private", "noise", "covers"):
+        assert f"  {name:<12} {facts[name]}" in last, (name, last)
 
 
 def test_a_finished_run_is_never_overwritten(run, place):
@@ -173,6 +176,13 @@ def test_a_run_that_broke_its_promise_is_refused(monkeypatch):
     assert privacy_report.after(s, sigma, s.steps)["epsilon"] <= s.epsilon
     with pytest.raises(RuntimeError, match="promised"):
         privacy_report.after(s, sigma, s.steps * 2)
+
+
+def test_a_run_that_broke_its_promise_publishes_nothing(place, monkeypatch):
+    monkeypatch.setattr(accountant, "calibrate", lambda *a: 0.3)
+    code, _, err = finetune(*TINY, *where(place, "broken"))
+    assert code != 0 and "more than the promised" in err
+    assert not {p.name for p in (place / "broken").iterdir()} & set(PUBLISHED)
 
 
 def test_colour_folders_work_end_to_end(tmp_path):
@@ -225,8 +235,10 @@ def test_the_shipped_adapters_load_and_their_privacy_reports_hold(name, epsilon)
     folder = ROOT / "assets" / f"{name}-eps{epsilon}"
     said = json.loads((folder / "privacy.json").read_text())
     ran = [said[name] for name in ("q", "sigma", "steps", "delta")]
-    assert said["private"] and pld.pld_epsilon(*ran) <= epsilon
-    assert said["epsilon_rdp"] == pytest.approx(accountant.epsilon(*ran)[0])
+    spent = {name: bound(*ran) for name, bound in privacy_report.ACCOUNTANTS.items()}
+    assert said["private"] and said["delta"] == 1e-5 and said["epsilon"] <= epsilon
+    assert said["epsilon"] == pytest.approx(spent[said["accountant"]])
+    assert {name: said[f"epsilon_{name}"] for name in spent} == pytest.approx(spent)
     assert said["q"] == said["B"] / said["N"]
     assert len((folder / "metrics.csv").read_text().splitlines()) == said["steps"] + 1
     public, adapted = (runs.load(folder, public).model for public in (True, False))
