@@ -179,8 +179,8 @@ def test_readmes_results_are_those_of_the_results_page():
     rows = re.findall(r"^\| (\S*MNIST, epsilon = \d+) \| (.*) \|$", README, re.M)
     assert len(rows) == 4
     for name, rest in rows:
-        accuracy, best = cells(rest)
-        assert result(name)[2] == accuracy and result(name)[3].startswith(f"{best}; "), name
+        accuracy, best, fid, best_fid = cells(rest)
+        assert result(name)[2:5] == [accuracy, f"{best}; {best_fid}", fid], name
 
 
 def test_the_headline_figures_of_the_results_page_are_those_of_its_sections():
