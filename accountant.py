@@ -300,6 +300,10 @@ def main() -> None:
         if a.compose:
             if a.compose[0] != "compose" or len(a.compose) < 2:
                 raise ValueError(f"{a.compose[0]}: expected compose A/privacy.json B/privacy.json ...")
+            for name in ("epsilon", "sigma", "q", "steps"):
+                if getattr(a, name) != parser.get_default(name):
+                    raise ValueError(f"--{name} {getattr(a, name):g}: expected it without compose, which "
+                                     f"reads it from the files")
             return compose(a.compose[1:], a.delta)
         check(q=a.q, delta=a.delta, steps=a.steps)
         if a.epsilon is None and a.sigma is None:

@@ -6,7 +6,7 @@ So the frequencies of any event, with the canary and without it, give a lower bo
 
     epsilon >= log( (P(E | in) - delta) / P(E | out) )            [Jagielski et al. 2020; Nasr et al. 2021]
 
-  $ python audit.py                       # the step that train.py runs: lower bound 3.29, proven 4.73
+  $ python audit.py                       # the step that train.py runs: lower bound 3.28, proven 4.73
   $ python audit.py --break half-noise    # a step with a fault: the lower bound exceeds the proven epsilon
   $ python audit.py --break all           # eight faults, a line each
   $ python -m attacks.membership          # a weak attack on real images: which were in the training set?

@@ -118,6 +118,12 @@ def latent_shape(model: Autoencoder, shape: tuple) -> tuple[int, int, int]:
     return model.latent_channels, height, width
 
 
+def resized(x: Tensor, size: tuple, **how) -> Tensor:
+    """x at another size, by bicubic interpolation: (n, C, H, W) -> (n, C, *size)."""
+    near = x.cpu() if x.device.type == "mps" else x                      # mps has it since torch 2.8 only
+    return F.interpolate(near, size=size, mode="bicubic", **how).to(x.device)
+
+
 def as_photographs(model: Autoencoder, images: Tensor) -> Tensor:
     """What E takes: uint8 (n, C, H, W) -> float in [-1, 1], at least SIDE x SIDE.
 
@@ -127,7 +133,7 @@ def as_photographs(model: Autoencoder, images: Tensor) -> Tensor:
     if x.shape[1] == 1:
         x = x.expand(-1, model.config["image_channels"], -1, -1)
     if x.shape[-1] < SIDE:
-        x = F.interpolate(x, size=(SIDE, SIDE), mode="bicubic").clamp(-1, 1)
+        x = resized(x, (SIDE, SIDE)).clamp(-1, 1)
     return x
 
 
@@ -159,7 +165,7 @@ def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> T
     for part in screen.bar(z.split(batch), "x = D(z)", "batch"):
         x = model.decode(part / model.scale)
         if x.shape[-1] > shape[-1]:
-            x = F.interpolate(x, size=shape[1:], mode="bicubic", antialias=True)
+            x = resized(x, shape[1:], antialias=True)
         if shape[0] == 1:
             x = x.mean(1, keepdim=True)
         parts.append(data.to_uint8(x))

@@ -1,8 +1,9 @@
 """data.py -- read images from disk as uint8 tensors.
 
-It reads data sets such as MNIST and blood cells, a folder of pictures, or an .npz file. Private images are
-read by train.py, by evaluate.py and by attacks/ alone. support/classes.py says what their classes are called
-and which of them a run uses. Public drawings are in drawings/.
+It reads data sets such as MNIST and blood cells, a folder of pictures, or an .npz file. The training images
+of a private run are read by train.py, by evaluate.py and by attacks/ alone; some demonstrations show test
+images. support/classes.py says what the classes are called and which of them a run uses. Public drawings are
+in drawings/.
 
   $ python data.py            # the data sets that have a name, and a sheet of the first: runs/mnist.png
 """
@@ -10,7 +11,6 @@ import difflib
 import functools
 import gzip
 import math
-import warnings
 import zlib
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
@@ -25,6 +25,7 @@ from machinery.pictures import WHITE
 
 ROOT = Path(__file__).parent
 ASSETS = ROOT / "assets"
+DEFAULT = "datasets"                     # the folder of the data sets that do not ship
 
 # -----------------------------------------------------------------------------
 # 1. readers: (folder, "train" or "test") -> uint8 images (N, C, H, W), int64 labels (N,)
@@ -57,9 +58,13 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_mnist_files(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """MNIST's four files in root, or in torchvision's root/KIND/raw, to which torchvision downloads them."""
+    """MNIST's four files in torchvision's root/KIND/raw, to which torchvision downloads them.
+
+    They may also lie in root itself, unless it is the default folder of all data sets: the files of MNIST,
+    Fashion-MNIST and KMNIST have the same names.
+    """
     prefix = "train" if split == "train" else "t10k"
-    for folder in (root / kind / "raw", root):
+    for folder in (root / kind / "raw", *([] if root.name == DEFAULT else [root])):
         if not any((folder / f"train-images-idx3-ubyte{end}").exists() for end in (".gz", "")):
             continue
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
@@ -79,14 +84,6 @@ def read_torchvision(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return images, torch.as_tensor(found.targets)
-
-
-def read_emnist_letters(root: Path, split: str) -> tuple[Tensor, Tensor]:
-    from torchvision import datasets
-    warnings.warn("emnist-letters and MNIST have writers in common, so emnist-letters is not public data for "
-                  "a private run on MNIST")
-    found = datasets.EMNIST(str(root), "letters", train=split == "train", download=True)
-    return found.data.mT[:, None].contiguous(), found.targets - 1        # stored transposed, labels 1..26
 
 
 def read_celeba(root: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -130,7 +127,6 @@ KNOWN = {
     "fashion-mnist": DataSet(60_000, 1, 28, GARMENTS, functools.partial(read_mnist_files, "FashionMNIST"),
                              base="assets/base-clothes.pt"),
     "kmnist": DataSet(60_000, 1, 28, DIGITS, functools.partial(read_mnist_files, "KMNIST")),
-    "emnist-letters": DataSet(124_800, 1, 28, tuple(map(str, range(26))), read_emnist_letters),
     # N: 17,092 published images, less 17 exact copies, less a sixth for testing. The data are public, so
     # counting them is no leak
     "cells": DataSet(14_232, 3, 64, CELLS, read_cells, ships="cells", base="assets/smears.pt"),
@@ -216,7 +212,7 @@ def _root(name: str, data_dir: Path | str | None) -> Path:
         return Path(data_dir)
     if KNOWN[name].ships:
         return ASSETS / KNOWN[name].ships
-    here, beside_the_code = Path("datasets"), ROOT / "datasets"
+    here, beside_the_code = Path(DEFAULT), ROOT / DEFAULT
     return beside_the_code if not here.is_dir() and beside_the_code.is_dir() else here
 
 

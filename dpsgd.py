@@ -238,7 +238,7 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     if sigma and normals is None:
         raise ValueError(f"private_gradient: sigma = {sigma} without normals, expected Secret.normals")
     whole = torch.int64 if C < math.inf else torch.float64
-    total = {name: torch.zeros_like(p, dtype=whole) for name, p in params.items()}
+    total = {name: torch.zeros_like(float64(p), dtype=whole) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, count in clip_and_count(part, C).items():

@@ -197,7 +197,10 @@ def read_source(a: argparse.Namespace, device: torch.device) -> Source:
     """The .npz file or the folder of a run that the command line names. Errors: neither -> ValueError"""
     if Path(a.source).suffix.lower() == ".npz" or Path(a.source).is_file():
         images, labels, names = load_npz(Path(a.source))
-        return Source(tuple(images.shape[1:]), names, images[:a.n], None if labels is None else labels[:a.n])
+        if a.n and a.n < len(images):                                    # at random: a file may be sorted
+            some = torch.randperm(len(images), generator=torch.Generator().manual_seed(a.seed))[:a.n]
+            images, labels = images[some], None if labels is None else labels[some]
+        return Source(tuple(images.shape[1:]), names, images, labels)
     run = runs.load(a.source, base_path=a.base)
     run.model.to(device)
     if run.coder is not None:

@@ -295,9 +295,10 @@ def main() -> None:
             raise ValueError(f"--images {a.images}: expected a run's privacy.json with it")
         if a.sigma is not None and a.runs:
             raise ValueError(f"--sigma {a.sigma}: expected it alone, or the privacy.json of runs without it")
-        for name in ("q", "steps"):
-            if a.sigma is None and getattr(a, name) != parser.get_default(name):
-                raise ValueError(f"--{name} {getattr(a, name)}: expected --sigma with it")
+        for name in ("q", "steps", "delta"):
+            needed = a.sigma is None and not (name == "delta" and a.runs)
+            if needed and getattr(a, name) != parser.get_default(name):
+                raise ValueError(f"--{name} {getattr(a, name):g}: expected --sigma with it")
         if a.runs:
             runs = [accountant.read_run(path) for path in a.runs]
             with screen.waiting("composing the runs"):

@@ -205,6 +205,9 @@ def pretrain(s: Settings) -> None:
         with screen.waiting(f"drawing {s.data}"):
             images, all_labels = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
         draw = draw if coder is None else None
+        if draw and s.flip:
+            raise ValueError(f"--flip: expected only with images on disk or with an --autoencoder, because "
+                             f"new {s.data} are drawn in each step")
     else:
         images, all_labels = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels,
                                        white=s.white)

@@ -8,7 +8,7 @@ random batch of images:
 
 The noise is fresh if the step is given new normals, of N(0, 1), each time. Your function gets a step with the
 signature of dpsgd.private_gradient, and says whether it breaks one of the two halves. The grader has four
-correct steps and thirteen leaking ones. The correct ones make their noise from the normals in four ways, so
+correct steps and fourteen leaking ones. The correct ones make their noise from the normals in four ways, so
 do not compare bits. All look alike from outside and come in a random order.
 Hint:     try gradients that are short, long in one tensor of `toy` (w or v), and long in both; no image at
           all; a NaN image; and K draws that point the same way. float32 rounds, so allow C (1 + 1e-4). For

@@ -17,8 +17,9 @@ def pick(name: str) -> torch.device:
         available.insert(0, "cuda")
     if name == "auto":
         return torch.device(available[0])
-    kind, _, index = name.partition(":")
-    if kind not in available or index and not index.isdecimal():
+    if "cuda" in available:
+        available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name not in available:
         raise ValueError(f"device {name!r} is not available here, expected auto or one of "
                          f"{', '.join(available)}")
     return torch.device(name)

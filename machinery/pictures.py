@@ -79,7 +79,7 @@ def read(file: Path, channels: int, white: int) -> tuple:
         elif ";16" in packed and white != WHITE:
             raise ValueError(f"colour of 16 bits, of which only the upper 8 can be read here, too few for "
                              f"--white {white}; save it with 8 bits")
-        elif ";16" in packed and 4 * np.asarray(image.convert("RGB")).max() <= 255:
+        elif ";16" in packed and 4 * int(np.asarray(image.convert("RGB")).max()) <= 255:
             warnings.warn("colour of 16 bits, at most a quarter of their range is used, so it will be dark; "
                           "if its device writes 12 or 14 bits, save it with 8")
         elif image.mode == "F":

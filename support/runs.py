@@ -47,6 +47,9 @@ def begin(settings, device: torch.device) -> Run:
     """
     s = settings
     model, coder, sha256 = base.load(s.base)
+    if s.start != "own" and (coder is None or model.classes is None):
+        raise ValueError(f"--start {s.start}: expected only with a base in latents that has classes; on "
+                         f"{s.base} every private class takes a place among the base's own")
     declared = classes.declared_classes(s.data, s.classes, model, own=coder is not None)
     if coder is not None and model.classes is not None:
         lora.new_classes(model, declared["classes"], s.start)
@@ -174,8 +177,12 @@ def public(run: Run) -> Run:
 
 
 def class_names(run: Run) -> list[str]:
-    """The name of each class of the network. Classes that the run declared have their declared names."""
-    names = list(run.model.config["names"] or map(str, range(run.model.classes)))
+    """The name of each class of the network. Classes that the run declared have their declared names.
+
+    A base in pixels may have more classes than names; the others are called by their numbers.
+    """
+    names = list(run.model.config["names"] or [])
+    names += map(str, range(len(names), run.model.classes))
     for label, name in zip(run.labels or [], run.classes or []):
         names[label] = name
     return names

@@ -374,9 +374,10 @@ def test_compose_prints_what_several_runs_cost_together(delta, tmp_path, monkeyp
 
 @pytest.mark.parametrize("argv", [
     ["compose"], ["compose", "no.json"], ["compose", "bad.json"], ["compose", "seeded.json"],
-    ["dispose", "bad.json"]])
+    ["dispose", "bad.json"], ["compose", "good.json", "--sigma=1"], ["compose", "good.json", "--q=0.2"]])
 def test_what_cannot_be_composed_is_refused_in_one_line(argv, tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.json").write_text('{"q": 2, "sigma": 1, "steps": 1, "private": true}')
+    (tmp_path / "good.json").write_text('{"q": 0.1, "sigma": 1, "steps": 1, "private": true}')
     (tmp_path / "seeded.json").write_text('{"q": 0.1, "sigma": 1, "steps": 1, "private": false}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["accountant.py", *argv])

@@ -12,10 +12,11 @@ from PIL import Image
 import base
 import data
 import unet
+from conftest import tiny_unet
 from drawings import glyphs
 from helpers import make_folder, write_idx
 from machinery import pictures
-from support import classes
+from support import classes, runs
 
 
 def test_glyphs_have_the_documented_shape_range_and_frame():
@@ -68,6 +69,17 @@ def test_gzipped_fashion_files_are_found_in_data_dir(tmp_path, where):
     assert np.array_equal(images[:, 0].numpy(), x) and labels.tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_files_in_the_folder_of_all_data_sets_are_not_taken_for_those_of_another(name, tmp_path, monkeypatch):
+    """The files of MNIST, Fashion-MNIST and KMNIST have the same names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    write_idx(tmp_path / "datasets", np.zeros((5, 28, 28), np.uint8), np.zeros(5, np.uint8))
+    monkeypatch.setattr(data, "read_torchvision", lambda kind, *_: pytest.fail(f"downloads {kind}"))
+    with pytest.raises(pytest.fail.Exception, match="downloads"):
+        data.load(name)
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda b: b[:len(b) // 2], "truncated"), (lambda b: b"hello", "truncated or not a gzip"),
     (lambda b: gzip.compress(gzip.decompress(b)[:-1]), "not an idx file"),
@@ -104,6 +116,13 @@ def test_an_unreadable_picture_or_an_empty_folder_is_named(tmp_path):
 def test_unknown_names_are_refused(name, split):
     with pytest.raises(ValueError, match="expected"):
         data.load(name, split)
+
+
+def test_classes_without_a_name_are_called_by_their_numbers():
+    model = tiny_unet(classes=5)
+    model.config["names"] = ["cat", "dog"]
+    run = runs.Run(None, model, None, "", classes=["red", "green", "blue"], labels=[0, 1, 2])
+    assert runs.class_names(run) == ["red", "green", "blue", "3", "4"]
 
 
 # --- what a viewer shows is what is trained

@@ -2,6 +2,7 @@
 
 The distance is the one it is named after, a share is a share, a neighbour is near.
 """
+import argparse
 import json
 import re
 import sys
@@ -332,6 +333,16 @@ def test_real_images_have_the_labels_that_they_had_in_training(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((24, 1, 8, 8), np.uint8), labels=np.arange(24) % 4 - 1)
     images, labels, test = evaluate.load_real(f"npz:{tmp_path / 'x.npz'}", None, 8, 1, places=[1, 0])
     assert sorted(labels.tolist() + test[1].tolist()) == 6 * [0] + 6 * [1] and len(images) == 10
+
+
+def test_a_part_of_a_file_that_is_sorted_by_class_has_all_classes(tmp_path):
+    labels = np.arange(1_000) // 100
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (1_000, 1, 8, 8))
+    np.savez(tmp_path / "s.npz", images=images, labels=labels)
+    a = argparse.Namespace(source=tmp_path / "s.npz", n=200, seed=0)
+    part = evaluate.read_source(a, torch.device("cpu"))
+    assert len(part.images) == 200 and part.labels.unique().tolist() == list(range(10))
+    assert (part.images.amax((1, 2, 3)) == part.labels).all()
 
 
 def test_samples_are_measured_by_the_names_of_their_classes(tmp_path):

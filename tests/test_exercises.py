@@ -119,13 +119,20 @@ RARER = [                                                # than those of the tea
     ("ex12", "return high", "return 1.02 * high", "a single Gaussian"),
     ("ex13", "for name in params:", 'for name in ["v"]:',
      "a step that leaves the first tensor without noise"),
+    ("ex13", "m <= C * (1 + 1e-4)", "m <= 1.4 * C", "a step that clips above C"),
+    ("ex13", "< 0.05", "< 0.3", "a step with too little noise"),
+    ("ex07", "if not C > 0:", "if C == 0:", "C = -1"),
+    ("ex08", "chunk < 1 or B <= 0", "chunk == 0 or B == 0", "{'B': -4.0}"),
+    ("ex09", "if order <= 1:", "if order == 1:", "order 0.5"),
+    ("ex10", "not 0 <= q <= 1", "q > 1", "settings without meaning"),
+    ("ex11", "not 0 < delta < 1", "delta in (0, 1)", "numbers without meaning"),
     ("ex14", "[0].std()", "[0].std((0, 2, 3), keepdim=True)", "a latent of two channels"),
     ("ex14", "return mu / scale", "return (mu - mu.mean()) / scale", "a white image joins two dark ones")]
 OF_THE_TABLE = rows(r"ex\d\d")
 MISTAKES = OF_THE_TABLE + [[*mistake, "?"] for mistake in RARER]
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("short, old, new, title, ask", MISTAKES, ids=[f"{r[0]}-{r[2]}" for r in MISTAKES])
 def test_a_mistake_is_stopped_where_the_teachers_table_says(short, old, new, title, ask, tmp_path):
     text = (HERE / "key" / f"{NAMES[short]}.py").read_text()

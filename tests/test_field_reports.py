@@ -283,16 +283,20 @@ def test_twelve_bits_in_sixteen_are_told_of_and_their_white_can_be_declared(tmp_
 def test_twelve_bits_in_colour_are_told_of_and_no_white_is_made_up_for_them(tmp_path, capsys):
     """Pillow reads the upper 8 of 16 bits in colour, so that 12 bits leave 16 levels."""
     from PIL import PngImagePlugin                                       # Pillow alone writes no such file
-    deep, place = RNG.integers(0, 4_081, (8, 8, 3), dtype=np.uint16), tmp_path / "pics" / "a"
-    place.mkdir(parents=True)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
-    with open(place / "0.png", "wb") as f:
-        f.write(b"\x89PNG\r\n\x1a\n")
-        PngImagePlugin.putchunk(f, b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
-        PngImagePlugin.putchunk(f, b"IDAT", zlib.compress(rows))
-        PngImagePlugin.putchunk(f, b"IEND", b"")
+    def save(place, deep):
+        place.mkdir(parents=True)
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+        with open(place / "0.png", "wb") as f:
+            f.write(b"\x89PNG\r\n\x1a\n")
+            PngImagePlugin.putchunk(f, b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+            PngImagePlugin.putchunk(f, b"IDAT", zlib.compress(rows))
+            PngImagePlugin.putchunk(f, b"IEND", b"")
+    save(tmp_path / "pics" / "a", RNG.integers(0, 4_081, (8, 8, 3), dtype=np.uint16))
     assert data.load(f"folder:{tmp_path / 'pics'}", size=8)[0].max() < 16
     assert "0.png (colour of 16 bits, at most a quarter" in capsys.readouterr().err
+    save(tmp_path / "bright" / "a", RNG.integers(0, 65_536, (8, 8, 3), dtype=np.uint16))
+    assert data.load(f"folder:{tmp_path / 'bright'}", size=8)[0].max() > 200
+    assert not capsys.readouterr().err
     with pytest.raises(ValueError, match="too few for --white 4095; save it with 8 bits"):
         data.load(f"folder:{tmp_path / 'pics'}", size=8, white=4095)
 

@@ -284,7 +284,7 @@ def test_every_recipe_is_made_of_settings_that_run_and_names_a_base_that_ships(n
 
 @pytest.mark.parametrize("name, classes, side", [
     ("cells-eps1", data.CELLS, 64), ("cells-eps10", data.CELLS, 64), ("cifar10-eps1", data.CIFAR10, 32),
-    ("cifar10-eps10", data.CIFAR10, 32)])
+    ("cifar10-eps10", data.CIFAR10, 32), ("faces-eps1", ["face"], 64), ("faces-eps10", ["face"], 64)])
 def test_the_colour_run_that_ships_opens_and_its_privacy_report_holds(name, classes, side):
     folder = ROOT / "assets" / name
     run = runs.load(folder)

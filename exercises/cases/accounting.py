@@ -18,8 +18,9 @@ def gaussians():
               2.0, 8.0)
     yield say("no noise", "without noise one look tells all, so the answer is infinity and not an error.",
               0.0, 2.0)
-    yield say("order 1", "an order has to be above 1, so a ValueError is expected. (At order 1 the "
-              "divergence would be that of Kullback and Leibler.)", 1.0, 1.0)
+    for order in (1.0, 0.5):
+        yield say(f"order {order:g}", "an order has to be above 1, so a ValueError is expected. (At order 1 "
+                  "the divergence would be that of Kullback and Leibler.)", 1.0, order)
     for most in (1, 20):
         yield say(AFRESH, "the formula is a / (2 sigma^2).", CHANCE.uniform(0.2, most),
                   CHANCE.uniform(1.01, 900))
@@ -50,7 +51,7 @@ def integrals():
     for _ in range(2):
         yield say(AFRESH, "the integral holds for all q, sigma and orders.", CHANCE.uniform(0.01, 0.9),
                   CHANCE.uniform(0.5, 6), CHANCE.uniform(1.3, 40))
-    for wrong in ((1.5, 1.0, 2.0), (0.5, -1.0, 2.0), (0.5, 1.0, 1.0)):
+    for wrong in ((1.5, 1.0, 2.0), (-0.1, 1.0, 2.0), (0.5, -1.0, 2.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.5)):
         yield say("settings without meaning", "q is outside [0, 1], sigma is negative, or the order is not "
                   "above 1, so a ValueError is expected.", *wrong)
 
@@ -70,10 +71,11 @@ def conversions():
     yield say(AFRESH, "return the smallest epsilon of the five orders.",
               [CHANCE.uniform(0, 3) for _ in range(5)], [CHANCE.uniform(1.1, 40) for _ in range(5)],
               10 ** CHANCE.uniform(-9, -3))
-    for total, order, delta in (([1.0], [2.0], 0.0), ([1.0], [2.0], 1.0), ([1.0], [1.0], 1e-5),
+    for total, order, delta in (([1.0], [2.0], 0.0), ([1.0], [2.0], 1.0), ([1.0], [2.0], -1e-5),
+                                ([1.0], [2.0], 2.0), ([1.0], [1.0], 1e-5), ([1.0], [0.5], 1e-5),
                                 ([-1.0], [2.0], 1e-5), ([math.nan], [2.0], 1e-5)):
-        yield say("numbers without meaning", "delta is outside (0, 1), the order is 1, or the RDP is "
-                  "negative or NaN. A ValueError is expected, not a number that looks like a guarantee.",
+        yield say("numbers without meaning", "delta is outside (0, 1), the order is not above 1, or the RDP "
+                  "is negative or NaN. A ValueError is expected, not a number that looks like a guarantee.",
                   total, order, delta)
 
 

@@ -54,8 +54,9 @@ def clippings():
         yield say(f"one example is {strange}", "it counts as zero, and the other example is still there. A "
                   "sum that becomes NaN tells everybody that this image took part. A factor 0 is not enough, "
                   "because 0 * NaN is NaN.", {"a": t([[strange, 1.], [0.3, 0.4]]), "b": t([[5.], [0.]])}, 1.0)
-    yield say("C = 0", "a clipping norm of 0 has no meaning, so a ValueError is expected.",
-              {"a": t([[3., 4.]])}, 0.0)
+    for C in (0.0, -1.0):
+        yield say(f"C = {C:g}", "a clipping norm that is not above 0 has no meaning, so a ValueError is "
+                  "expected.", {"a": t([[3., 4.]])}, C)
     yield say("C = inf", "nothing is clipped, as for a baseline without privacy. The answer is the plain "
               "sum.", {"a": t([[3., 4.], [0.3, 0.4]])}, math.inf)
     tiny, C = t([[2e-23, 0.]]), 1e-25
@@ -137,6 +138,6 @@ def steps():
         yield say(AFRESH, f"the rules are the same for {n} images and {numbers} weights.", rows, params,
                   (new(n, numbers),), C=CHANCE.uniform(0.1, 9), sigma=CHANCE.uniform(0.5, 9),
                   B=CHANCE.uniform(1.5, 9), normals=3 * new(numbers).double())
-    for wrong in (dict(B=0.0), dict(B=4.0, chunk=0)):
+    for wrong in (dict(B=0.0), dict(B=-4.0), dict(B=4.0, chunk=0), dict(B=4.0, chunk=-1)):
         yield say(f"{wrong}", "settings without meaning are refused with a ValueError.", rows, PARAMS,
                   lot(1, 1, 1), **four | wrong)

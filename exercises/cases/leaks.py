@@ -48,6 +48,11 @@ def clips_draws_apart(per_sample, params, examples, **kw):
     return dpsgd.private_gradient(per_sample, params, draws, **kw)
 
 
+def one_normal_for_all(*a, normals, **kw):
+    same = normals if normals is None else normals[:1].expand_as(normals)
+    return dpsgd.private_gradient(*a, normals=same, **kw)
+
+
 def leaves_bare(which: int):
     def step(per_sample, params, *a, sigma, **kw):
         noisy, bare = (dpsgd.private_gradient(per_sample, params, *a, sigma=s, **kw) for s in (sigma, 0.0))
@@ -67,7 +72,8 @@ def suspects():
         (*RIGHT, dpsgd.private_gradient), (*RIGHT, right(torch.neg)), (*RIGHT, right(lambda z: z.flip(0))),
         (*RIGHT, right(lambda z: z - 2 * z.mean())),                     # mirrored along (1, 1, .. 1)
         ("a step that clips above C", True, "one image moves the sum by more than C. Is your longest "
-         "gradient several times C?", clips_at(CHANCE.uniform(1.5, 3))),
+         "gradient several times C, and is more than C (1 + 1e-4) too much for your test?",
+         clips_at(CHANCE.uniform(1.05, 1.3))),
         ("a step that clips K draws one by one", True, "the published code does this: one image moves the "
          "sum by up to K C. Give it an image whose K draws point the same way.", clips_draws_apart),
         ("a step that divides by the realised lot", True, "compare a lot with and without one image, where B "
@@ -84,8 +90,11 @@ def suspects():
          "published. Every comparison with NaN is False, so `not moved <= C` catches it and `moved > C` does "
          "not.", with_bug(9)),
         ("a step with too little noise", True, "the standard deviation has to be sigma C to a few percent. "
-         "Half as much noise means an epsilon about twice as large.",
-         with_noise_of(CHANCE.uniform(0.4, 0.7))),
+         "A tenth less noise means an epsilon more than a tenth larger.",
+         with_noise_of(CHANCE.uniform(0.8, 0.9))),
+        ("a step with one normal for all weights", True, "the noise of two weights has to be independent. "
+         "Here it is the same for all weights, so a difference of two weights has no noise.",
+         one_normal_for_all),
         ("a step that leaves the first tensor without noise", True, "look at the noise of EVERY tensor: one "
          "without noise is published as it is.", leaves_bare(0)),
         ("a step that leaves the last tensor without noise", True, "look at the noise of EVERY tensor, also "
