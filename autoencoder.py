@@ -163,7 +163,7 @@ def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> T
     """
     parts = []
     for part in screen.bar(z.split(batch), "x = D(z)", "batch"):
-        x = model.decode(part / model.scale)
+        x = model.decode(part.to(model.scale.device) / model.scale)
         if x.shape[-1] > shape[-1]:
             x = resized(x, shape[1:], antialias=True)
         if shape[0] == 1:

@@ -4,26 +4,40 @@
 #
 # Each piece is finished and saved before the next one begins. A piece whose result exists is left out, and
 # one that was interrupted goes on from its checkpoint, so after any stop the same command continues. A piece
-# that fails is reported at the end, and the pieces that do not need it still run. PHOTOS, CIFAR10 and FACES
-# name the images as `--data` takes them; INCEPTION is the file of the FID network (see evaluate.py). On a GPU
-# the whole script has not been run yet.
+# that fails is reported at the end, and the pieces that do not need it still run. On a GPU the whole script
+# has not been run yet.
 #
+#   $ pip install -r requirements.txt -r requirements-peers.txt
 #   $ PHOTOS=folder:photos CIFAR10=npz:cifar10.npz FACES=npz:faces.npz INCEPTION=default_1.pt \
 #         bash benchmarks/on_gpu.sh runs/gpu
 #
-# With DIVIDE=100 every number of steps, images and epochs is divided by 100: a dry run of every line, which a
-# CPU can do. The results of the private runs are then far from good, but their epsilon is right.
+# PHOTOS is a folder of public photographs with a sub-folder for each class, among them the ten classes that
+# CIFAR-10 starts from (`start` below). CIFAR10 and FACES are .npz files (or folders) of 50,000 and 23,233
+# images, and INCEPTION is the file of the FID network (see evaluate.py).
+#
+# With DIVIDE=100 the numbers of steps, samples and epochs and the batches of public training are divided by
+# 100, and the results go to runs/gpu-100: a dry run of every line but the tests and the table of speed, which
+# a CPU can do (TORCH_COMPILE_DISABLE=1 saves the compiler). The results of the private runs are then far from
+# good, but their epsilon is right.
 set -uo pipefail
+trap 'exit 130' INT TERM                     # a piece that is stopped saves its state; the next must not begin
 cd "$(dirname "$0")/.."
 : "${PHOTOS:?}" "${CIFAR10:?}" "${FACES:?}" "${INCEPTION:?}"
+start="projectile,sports car,goose,tabby,gazelle,golden retriever,bullfrog,ox,lifeboat,moving van"
+IFS=, read -ra classes <<<"$start"
+for class in "${classes[@]}"; do             # before hours are spent, not after
+    [ -d "${PHOTOS#folder:}/$class" ] || { echo "PHOTOS=$PHOTOS has no sub-folder '$class'"; exit 2; }
+done
+[ -f "$INCEPTION" ] || { echo "INCEPTION=$INCEPTION is no file"; exit 2; }
 out=${1:-runs/gpu} divide=${DIVIDE:-1} failed=()
+[ "$divide" = 1 ] || out=$out-$divide
 mkdir -p "$out"
 
 n() { echo $(($1 / divide > ${2:-1} ? $1 / divide : ${2:-1})); }      # n NUMBER [LEAST]: NUMBER / DIVIDE
 
 piece() {                                    # piece RESULT COMMAND...: run it, unless RESULT exists
     local result=$out/$1
-    [ -e "$result" ] && return
+    [ -e "$result" ] && [ ! -e "$(dirname "$result")/checkpoint.pt" ] && return
     echo "--- $1, $(date +%T): ${*:2}"
     "${@:2}" >>"$out/${1//\//-}.log" 2>&1 || { failed+=("$1"); tail -n 1 "$out/${1//\//-}.log"; }
 }
@@ -35,7 +49,7 @@ public() {                                   # public FILE ARGUMENTS...: a train
 private() {                                  # private NAME DATA ARGUMENTS...: a private run
     local more=()
     [ -e "$out/$1/checkpoint.pt" ] && more=(--resume)
-    piece "$1/privacy.json" python train.py --data "$2" --accountant pld --chunk "$(n 1024 64)" \
+    piece "$1/privacy.json" python train.py --data "$2" --accountant pld --chunk "$(n 1152 64)" \
         --out "$out/$1" "${@:3}" "${more[@]}"
 }
 figures() {                                  # figures NAME DATA SAMPLES ARGUMENTS...: samples, measured
@@ -46,8 +60,8 @@ figures() {                                  # figures NAME DATA SAMPLES ARGUMEN
 
 # 1. does it work here, and what does a private step cost?
 if [ "$divide" = 1 ]; then
-    piece tests.txt bash -c "python -m pytest -q >$out/part && mv $out/part $out/tests.txt"
-    piece speed.txt bash -c "python benchmarks/speed.py --train >$out/part && mv $out/part $out/speed.txt"
+    piece tests.txt bash -c 'python -m pytest -q && touch "$0"' "$out/tests.txt"                # see the .log
+    piece speed.txt bash -c 'python benchmarks/speed.py --train && touch "$0"' "$out/speed.txt"
 fi
 
 # 2. public: an autoencoder with 8 numbers at each position, a large base for photographs, and what is drawn
@@ -62,20 +76,20 @@ done
 
 # 3. private: one recipe for each budget, near those of docs/recipes.md
 cifar=(--N 50000 --size 32 --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck
-       --start "projectile,sports car,goose,tabby,gazelle,golden retriever,bullfrog,ox,lifeboat,moving van"
-       --base "$out/photos.pt" --draws paper)
+       --start "$start" --base "$out/photos.pt" --draws paper)
 faces=(--N 23233 --size 64 --classes face --base "$out/faces.pt" --draws paper)
 cells=(--base "$out/smears.pt" --draws paper)
 at_10=(--epsilon 10 --train lora+conv --lr 1e-2 --B 1024 --steps "$(n 250)")
-at_1=(--epsilon 1 --lr 6e-3 --B 2048 --steps "$(n 100)")
+at_1=(--epsilon 1 --train lora+conv --lr 1e-2 --B 2048 --steps "$(n 100)")
 for budget in 10 1; do
     declare -n how=at_$budget
+    guidance=0; [ $budget = 10 ] && guidance=0.5
     private cells-eps$budget cells "${cells[@]}" "${how[@]}"
-    figures cells-eps$budget cells 10000 --guidance 0.5
+    figures cells-eps$budget cells 10000 --guidance $guidance
     private faces-eps$budget "$FACES" "${faces[@]}" "${how[@]}"
     figures faces-eps$budget "$FACES" 10000 --sampler ddim --guidance 0
     private cifar10-eps$budget "$CIFAR10" "${cifar[@]}" "${how[@]}"
-    figures cifar10-eps$budget "$CIFAR10" 20000 --guidance 0.5
+    figures cifar10-eps$budget "$CIFAR10" 20000 --guidance $guidance
 done
 
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}; see the .log files in $out"; exit 1; }

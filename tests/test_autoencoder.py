@@ -1,4 +1,5 @@
 """Property tests of autoencoder.py: what a latent depends on, and that the loss is the one in the paper."""
+import copy
 import math
 
 import pytest
@@ -70,6 +71,12 @@ def test_scaled_public_latents_have_standard_deviation_1_and_the_way_back_undoes
     back = autoencoder.to_images(model, z, (3, 64, 64))
     assert torch.equal(back, data.to_uint8(model.decode(z / model.scale)))
     torch.testing.assert_close(z / model.scale, mu)
+
+
+def test_latents_may_lie_on_another_device_than_the_autoencoder(model):
+    """The device "meta", which has shapes and no numbers, stands for a GPU."""
+    back = autoencoder.to_images(copy.deepcopy(model).to("meta"), torch.zeros(2, 4, 16, 16), (3, 64, 64))
+    assert back.device.type == "meta" and back.shape == (2, 3, 64, 64)
 
 
 def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
