@@ -60,10 +60,15 @@ class Secret(NamedTuple):
         """(n,) float64 from N(0, 1), none longer than REACH.                          [Box & Muller 1958]
 
             sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
+
+        Next to u = 1, float64 has multiples of 2^-53 alone. Short normals made from them would lie on rings
+        that lie far enough apart to be seen in the result, so there the radius is computed from 1 - u.
         """
-        high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1).astype(np.float64)
-        u = (high + (low + 1) * 2.0**-64) * 2.0**-64                     # in [2^-128, 1]
-        radius, angle = np.sqrt(-2 * np.log(u)), 2 * math.pi * 2.0**-64 * v
+        high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1)
+        u = (high.astype(float) + (low.astype(float) + 1) * 2.0**-64) * 2.0**-64         # in [2^-128, 1]
+        rest = ((~high).astype(float) + (~low).astype(float) * 2.0**-64) * 2.0**-64      # 1 - u to 53 bits
+        log_u = np.where(rest < 0.5, np.log1p(-np.minimum(rest, 0.5)), np.log(u))
+        radius, angle = np.sqrt(-2 * log_u), 2 * math.pi * 2.0**-64 * v
         return torch.from_numpy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n])
 
 
