@@ -62,7 +62,8 @@ class Secret(NamedTuple):
             sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
 
         Next to u = 1, float64 has multiples of 2^-53 alone. Short normals made from them would lie on rings
-        that lie far enough apart to be seen in the result, so there the radius is computed from 1 - u.
+        that are far enough apart to be seen in the result, so there the radius is computed from 1 - u. (Jin
+        et al. 2022, arXiv 2112.05307, attack differential privacy by such gaps.)
         """
         high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1)
         u = (high.astype(float) + (low.astype(float) + 1) * 2.0**-64) * 2.0**-64         # in [2^-128, 1]

@@ -142,6 +142,18 @@ def test_normals_are_box_and_mullers(n):
     torch.testing.assert_close(found.tolist(), expected[:n], rtol=0, atol=1e-12)
 
 
+def test_short_normals_are_as_exact_as_long_ones(monkeypatch):
+    """sqrt(-2 log u) to 14 digits, also where u differs from 1 by less than float64 can write."""
+    rest = [3**k for k in range(80)] + [2**k + 1 for k in range(1, 128)]         # (1 - u) 2^128
+    words = [[(2**128 - 1 - r) >> 64 for r in rest], [(2**128 - 1 - r) % 2**64 for r in rest],
+             [i * 2**56 for i in range(len(rest))]]
+    monkeypatch.setattr(Secret, "words", lambda *_: np.array(words, dtype=np.uint64).ravel())
+    length = Secret(KEY).normals(5, 2 * len(rest)).view(2, -1).norm(dim=0)
+    exact = [math.sqrt(-2 * (math.log1p(-r / 2**128) if r < 2**127 else math.log((2**128 - r) / 2**128)))
+             for r in rest]
+    torch.testing.assert_close(length.tolist(), exact, rtol=1e-14, atol=0)
+
+
 def test_normals_have_the_law_of_n_0_1():
     x = Secret(KEY).normals(1, 1_000_000).numpy()
     assert scipy.stats.kstest(x, "norm").pvalue > RARE
