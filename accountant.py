@@ -230,8 +230,8 @@ def check(q=1.0, sigma=1.0, steps=1, delta=0.5, epsilon=1.0) -> None:
     """Raise ValueError for a number that has no meaning; NaN never has one."""
     if not 0 < q <= 1:
         raise ValueError(f"q = {q}, expected a sampling rate above 0 and at most 1")
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma = {sigma}, expected a finite noise multiplier >= 0")
+    if not 0 <= sigma <= 1e100:                                          # its square is a float64, too
+        raise ValueError(f"sigma = {sigma}, expected a noise multiplier from 0 to 1e100")
     if not (steps >= 0 and float(steps).is_integer()):
         raise ValueError(f"steps = {steps}, expected a whole number of steps >= 0")
     if not LEAST_DELTA <= delta < 1:
@@ -307,6 +307,8 @@ def main() -> None:
             return compose(a.compose[1:], a.delta)
         check(q=a.q, delta=a.delta, steps=a.steps)
         if a.epsilon is None and a.sigma is None:
+            if a.steps < 1:
+                raise ValueError(f"--steps {a.steps}: expected at least 1 for the table")
             return show_table(a.q, a.steps, a.delta)
         sigma = a.sigma if a.epsilon is None else calibrate(a.epsilon, a.delta, a.q, a.steps)
         spent, order = epsilon(a.q, sigma, a.steps, a.delta)

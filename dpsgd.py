@@ -106,9 +106,9 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # (1) Each clipped gradient is rounded towards zero to whole multiples of a fixed unit. The sum is then exact:
 #     it depends on no order, chunk or number of processes, and removing one example removes exactly the whole
 #     numbers of that example.
-# (2) The noise is added in float64. The result is rounded to whole multiples of the unit again (if sigma > 1,
-#     of a larger one, since the gaps between the numbers that float64's noise can take grow with sigma), and
-#     after that to the precision of the weights.
+# (2) The noise is added in float64. The result is rounded to whole multiples of a larger unit, `grid`, and
+#     after that to the precision of the weights. Float64's noise can take some numbers and not those between.
+#     Each multiple of `grid` stands for more than 2^16 of them, so their places do not show.
 # Without these rules a published number could reveal the sum in three ways. The sum may be rounded before the
 # noise is added. The noise may have only the precision of float32. The result may have bits finer than the
 # unit, which near 0 it has only if the sum was 0.                        [Mironov 2012; tests/test_noise.py]
@@ -148,6 +148,14 @@ def norms(grads: Grads) -> Tensor:
 def unit(C: float) -> float:
     """The unit of rounding: a power of two, at most C / 2^40."""
     return 2.0 ** (math.frexp(C)[1] - 41)
+
+
+def grid(sigma: float, C: float) -> float:
+    """The unit of a result: a power of two, at most 2^-28 of C or of sigma C, whichever is larger.
+
+    It grows with sigma as the gaps between the numbers do that the noise can take.
+    """
+    return unit(max(1.0, sigma) * C) * 2.0**12
 
 
 def clip_and_count(grads: Grads, C: float) -> Params:
@@ -246,8 +254,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     summed = {name: value(count, C) for name, count in distributed.sum_over_ranks(total).items()}
     if sigma:
         noisy = add_noise(summed, sigma * C, normals)                    # once, after all chunks and ranks
-        grid = unit(max(1.0, sigma) * C)                                 # see (2) above
-        summed = {name: (g / grid).round() * grid for name, g in noisy.items()}
+        coarse = grid(sigma, C)                                          # see (2) above
+        summed = {name: (g / coarse).round() * coarse for name, g in noisy.items()}
     mean = {name: g / B for name, g in summed.items()}           # not the realised lot size: that is private
     mean = {name: mean[name].to(p) for name, p in params.items()}
     return distributed.of_the_first(mean)                        # all ranks continue with the same bits

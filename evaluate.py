@@ -196,6 +196,9 @@ class Source:
 def read_source(a: argparse.Namespace, device: torch.device) -> Source:
     """The .npz file or the folder of a run that the command line names. Errors: neither -> ValueError"""
     if Path(a.source).suffix.lower() == ".npz" or Path(a.source).is_file():
+        if a.base or flags.take(a, Sampling) != Sampling():
+            raise ValueError(f"{a.source} holds samples; expected --base and the flags of sampling only with "
+                             f"the folder of a run, from which samples are drawn")
         images, labels, names = load_npz(Path(a.source))
         if a.n and a.n < len(images):                                    # at random: a file may be sorted
             some = torch.randperm(len(images), generator=torch.Generator().manual_seed(a.seed))[:a.n]
@@ -218,7 +221,7 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
     if own["data"] not in (name, name.partition(":")[0]):
         own = {}
     places, names = own.get("labels"), source.names
-    if names and name in data.KNOWN and not places and not source.run:   # find an .npz's classes by name
+    if names and name in data.KNOWN and not places:                      # find the classes by their names
         its = class_names(name)
         try:
             places = place(its, names, len(names))

@@ -69,6 +69,9 @@ def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None
         return None
     chosen = run.labels or list(range(run.model.classes))
     labels = torch.tensor([label for label in chosen if below is None or label < below])
+    if not len(labels):
+        raise ValueError(f"the run has the classes {chosen}, and none of them is below {below}; expected "
+                         f"--data with the images that it imitates")
     return labels[torch.arange(n) % len(labels)]
 
 

@@ -78,13 +78,16 @@ def write_text(path: Path, text: str) -> None:
 
 def try_writing(folder: Path) -> None:
     """Make `folder`. If nothing can be written in it, raise ValueError now rather than after an hour."""
+    trial = folder / f".try-{os.getpid()}"                               # its own name: others may try, too
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:            # its own name: others may try, too
-            f.write(b"a full disk still takes an empty file")
+        trial.write_bytes(b"a full disk still takes an empty file")
     except OSError as e:
         raise ValueError(f"cannot write in {folder} ({os.strerror(e.errno)}); expected a folder to write in, "
                          f"or a place where one can be made") from None
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink()
 
 
 @contextlib.contextmanager
@@ -132,11 +135,30 @@ def _new(path: Path, words: str):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with os.fdopen(descriptor, "w") as f:
+            _hold(f)
             f.write(words)
-        yield
+            f.flush()
+            yield
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def _hold(f) -> bool:
+    """Lock an open file until it is closed; False if another program has. The kernel ends a dead one's lock.
+
+    So a lock is seen to be held from another container, too, where process ids are other ones.
+    """
+    if os.name == "nt":
+        return True
+    import fcntl
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:                                                      # a file system without such locks
+        pass
+    return True
 
 
 def _read(path: Path) -> str:
@@ -150,7 +172,10 @@ def _abandoned(lock: Path, host: str) -> bool:
     there = re.fullmatch(rf"process (\d+) on {re.escape(host)}", _read(lock))
     if not there or os.name == "nt":                                     # Windows has no harmless way to ask
         return False
-    with contextlib.suppress(PermissionError):                           # a process of another user: it lives
+    with contextlib.suppress(PermissionError, FileNotFoundError):        # another user's: it lives; or it is gone
+        with open(lock) as f:
+            if not _hold(f):
+                return False
         if int(there[1]) == os.getpid():                             # a container's first process, restarted
             return True
         try:

@@ -19,12 +19,21 @@ import torch.distributed as dist
 
 
 def start(device: torch.device) -> tuple[int, int, torch.device]:
-    """Join the group that torchrun has announced: (rank, ranks, device); without a group (0, 1, device)."""
+    """Join the group that torchrun has announced: (rank, ranks, device); without a group (0, 1, device).
+
+    Errors: a device that several processes cannot use, or that not each of them has one of -> ValueError
+    """
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1, device
+    if device.type == "mps":                     # gloo has no mps, and a fallback may not send anything
+        raise ValueError(f"{ranks} processes cannot share mps; expected --device cpu")
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if device.index is not None or here >= gpus:
+            raise ValueError(f"--device {device}: each of {ranks} processes takes a GPU of its own, and here "
+                             f"are {gpus}; expected --device cuda and as many processes, or --device cpu")
+        device = torch.device("cuda", here)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
@@ -116,6 +125,8 @@ def answered(collective, *args) -> None:
     """Call a collective. If it fails, another rank is gone, and this raises ConnectionError."""
     try:
         collective(*args)
+    except NotImplementedError:                                          # is a RuntimeError, too
+        raise
     except RuntimeError as e:
         raise ConnectionError("a collective that nobody answered") from e
 

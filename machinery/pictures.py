@@ -84,7 +84,7 @@ def read(file: Path, channels: int, white: int) -> tuple:
                           "if its device writes 12 or 14 bits, save it with 8")
         elif image.mode == "F":
             raise ValueError("floating-point grey levels, whose white is unknown; save it with 8 or 16 bits")
-        if image.has_transparency_data:
+        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         colour = np.asarray(image.convert("RGB")).astype(np.int16)

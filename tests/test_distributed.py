@@ -54,6 +54,15 @@ def one_rank(rank, folder, results):
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("device, said", [("mps", "cannot share mps"), ("cuda:1", "a GPU of its own"),
+                                          ("cuda", "here are 0")])
+def test_processes_that_would_share_a_device_are_refused(device, said, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=said):
+        distributed.start(torch.device(device))
+
+
 def test_two_ranks_give_the_gradient_of_one_and_the_noise_once(tmp_path):
     """To the last bit, with the same lot and rank 0's noise; also when one rank's lot is empty, or all are.
     """

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -339,10 +340,29 @@ def test_a_part_of_a_file_that_is_sorted_by_class_has_all_classes(tmp_path):
     labels = np.arange(1_000) // 100
     images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (1_000, 1, 8, 8))
     np.savez(tmp_path / "s.npz", images=images, labels=labels)
-    a = argparse.Namespace(source=tmp_path / "s.npz", n=200, seed=0)
+    a = argparse.Namespace(source=tmp_path / "s.npz", base=None, n=200, seed=0)
     part = evaluate.read_source(a, torch.device("cpu"))
     assert len(part.images) == 200 and part.labels.unique().tolist() == list(range(10))
     assert (part.images.amax((1, 2, 3)) == part.labels).all()
+
+
+def test_a_runs_classes_are_found_by_name_in_a_published_data_set(monkeypatch):
+    """The run declared the classes of its own folder in another order."""
+    seen = []
+    monkeypatch.setattr(evaluate, "load_real", lambda *args: seen.append(args) or 3 * [torch.zeros(9, 3, 8, 8)])
+    settings = types.SimpleNamespace(data="folder", classes=["dog", "cat"], labels=[0, 1], size=8)
+    source = evaluate.Source((3, 8, 8), ["dog", "cat"], run=types.SimpleNamespace(settings=settings))
+    known = data.DataSet(9, 3, 8, ("cat", "dog"), None)
+    monkeypatch.setitem(data.KNOWN, "pets", known)
+    evaluate.read_real(argparse.Namespace(data="pets", data_dir=None, white=0, fast=False, source="x"), source)
+    assert seen[0][5] == [1, 0], "cat is the run's class 1"
+
+
+def test_flags_that_a_file_of_samples_cannot_follow_are_refused(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "s.npz", images=np.zeros((40, 1, 28, 28), np.uint8), labels=np.arange(40) % 10)
+    for flag in ("--steps=9", "--guidance=2", "--base=lost.pt"):
+        code, _, err = run(monkeypatch, capsys, tmp_path / "s.npz", "--fast", flag)
+        assert code == 2 and "only with the folder of a run" in err, err
 
 
 def test_samples_are_measured_by_the_names_of_their_classes(tmp_path):

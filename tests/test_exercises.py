@@ -495,6 +495,16 @@ def test_what_is_right_for_the_settings_of_the_fixed_inputs_is_caught(short, bod
     assert status == "wrong" and inputs.AFRESH in message, message
 
 
+def test_a_stray_copy_above_a_hand_in_does_not_hide_it(tmp_path):
+    hand_in(tmp_path, NAMES["ex07"], "return grads")
+    (tmp_path / "exercises" / "bugs").mkdir(parents=True)
+    (tmp_path / "exercises" / "bugs" / "answers.py").touch()
+    hand_in(tmp_path / "exercises", NAMES["ex05"], "return W")
+    with pytest.raises(ValueError, match="2 hand-ins"):
+        progress.hand_in(tmp_path)
+    assert progress.hand_in(tmp_path / "exercises") == (tmp_path / "exercises", [])
+
+
 def test_what_is_no_hand_in_is_a_line_with_a_remark(tmp_path):
     """As a program, which goes on to the end: empty, stray, zipped, nested, missing, in another encoding."""
     for name in ("empty", "none", "group/anna", "group/ben"):

@@ -404,6 +404,16 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_until_the_first_ends(tm
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_lock_is_held_although_its_process_id_means_nothing_here(tmp_path):
+    """As one is that a program in another container holds: process ids there are other ones."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with checkpoint._new(tmp_path / ".in-use", f"process {ended.pid} on {socket.gethostname()}"):
+        with pytest.raises(ValueError, match="in use"):
+            with checkpoint.alone(tmp_path / ".in-use"):
+                pytest.fail("two at once")
+
+
 def test_many_that_find_an_abandoned_lock_at_once_get_it_one_at_a_time(tmp_path):
     """In processes of their own; each holds the folder for a moment and would see another's file in it."""
     ended = subprocess.Popen(["true"])

@@ -140,7 +140,8 @@ def test_an_image_changes_the_sum_by_its_own_clipped_gradient_and_the_folder_by_
         assert 0 < moved <= C
         for name, own in without.own.items():
             assert torch.equal(with_it.sum[name] - without.sum[name], own), f"not its own gradient: {name}"
-            mean = dpsgd.value(with_it.sum[name], C) / with_it.how["B"]
+            step = dpsgd.grid(with_it.how["sigma"], C)
+            mean = (dpsgd.value(with_it.sum[name], C) / step).round() * step / with_it.how["B"]
             assert torch.equal(with_it.gradient[name], mean.float()), f"not divided by the declared B: {name}"
     assert [name for name in whole.published if published[name] != whole.published[name]] == []
     assert published.keys() == whole.published.keys()

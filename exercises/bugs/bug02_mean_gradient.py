@@ -17,5 +17,5 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
         for name, g in dpsgd.clip_and_sum(part, C).items():
             total[name] += g
     noisy = dpsgd.add_noise(total, sigma * C, normals) if sigma else total
-    unit = dpsgd.unit(max(1.0, sigma) * C)                       # as in dpsgd.py: no finer bits are released
+    unit = dpsgd.grid(sigma, C)                                   # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / max(n, 1)).to(params[name]) for name, g in noisy.items()}

@@ -19,5 +19,5 @@ def private_gradient(per_sample, params, examples, *, C, sigma, B, normals=None,
             total[name] += g
     if sigma and len(examples[0]) == 0:                                  # an empty lot gets its noise, too
         total = dpsgd.add_noise(total, sigma * C, normals)
-    unit = dpsgd.unit(max(1.0, sigma) * C)                       # as in dpsgd.py: no finer bits are released
+    unit = dpsgd.grid(sigma, C)                                   # as in dpsgd.py: no finer bits are released
     return {name: ((g / unit).round() * unit / B).to(params[name]) for name, g in total.items()}

@@ -166,11 +166,11 @@ MUTANTS = [
            "What is rounded away tells of the sum without its noise: Mironov's attack.",
            NOISE + "with_the_noise_known_an_image_moves_a_release_by_its_own_whole_numbers"),
     Mutant("a release with bits below the unit", "dpsgd.py",
-           "(g / grid).round() * grid", "g",
+           "(g / coarse).round() * coarse", "g",
            "A release near 0 has finer bits if the sum was 0 than if it was not: Mironov's attack.",
            NOISE + "a_release_is_a_whole_number_of_units_whatever_the_sum_and_the_noise_are"),
     Mutant("a release finer than the gaps in large noise", "dpsgd.py",
-           "grid = unit(max(1.0, sigma) * C)", "grid = unit(C)",
+           "unit(max(1.0, sigma) * C) * 2.0**12", "unit(C) * 2.0**12",
            "Near 0 some releases are possible for one sum and not for another one.",
            NOISE + "a_release_is_coarser_than_the_gaps_between_the_numbers_that_the_noise_can_take"),
     # --- the noise
