@@ -127,10 +127,10 @@ def steps():
     yield say("noise, an empty lot", "noise is also added where nobody was sampled, since a result without "
               "noise says that nobody was.", rows, PARAMS, lot(), normals=normals(-1, 3, 0.5), **ten)
     close = say("noise that takes almost all of the sum away", "sum and noise are added in float64, and the "
-                "result is rounded once, at the end. float32 has neither 0.5 + 2^-30 (the sum) nor -0.5 - "
-                "2^-31 (the first normal). If one of the two is rounded earlier, the result can take only "
+                "result is rounded once, at the end. float32 has neither 0.5 + 2^-25 (the sum) nor -0.5 - "
+                "2^-26 (the first normal). If one of the two is rounded earlier, the result can take only "
                 "some values, and which ones tells who was in the lot.", rows, PARAMS,
-                lot(0.5, 0, 0, 2**-30, 0, 0), C=1.0, sigma=1.0, B=1.0, normals=normals(-0.5 - 2**-31, 0, 0))
+                lot(0.5, 0, 0, 2**-25, 0, 0), C=1.0, sigma=1.0, B=1.0, normals=normals(-0.5 - 2**-26, 0, 0))
     yield replace(close, tolerance=(1e-2, 1e-12))
     for n, params in ((7, {"M": torch.zeros(2, 3), "v": torch.zeros(4)}),
                       (1000, {"w": torch.zeros(50, 40)})):
