@@ -618,7 +618,7 @@ MUTANTS = [
            "On a GPU, where latents are equal up to rounding, an image that leaves gives others other draws.",
            LATENTS + "draws_belong_to_the_image_not_to_its_latent"),
     Mutant("small images clamped by the set's range", "autoencoder.py",
-           'mode="bicubic").clamp(-1, 1)', 'mode="bicubic").clamp(x.min(), x.max())',
+           "(SIDE, SIDE)).clamp(-1, 1)", "(SIDE, SIDE)).clamp(x.min(), x.max())",
            "The brightest image of a batch moves the latents of the others.",
            AUTOENCODER + "a_small_images_latent_depends_on_no_other_image"),
     Mutant("the encoder reads its batch", "autoencoder.py",
