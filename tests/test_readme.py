@@ -215,7 +215,7 @@ def test_the_table_of_recipes_is_what_the_shipped_runs_used(run):
     used = json.loads((ROOT / "assets" / run / "config.json").read_text())
     said = re.search(rf"^\| `{run}` \| (.*) \|$", RECIPES, re.M)[1].replace("`", "").split(" | ")
     assert said == [f"{used[name]}" for name in ("train", "draws", "lr", "B", "K", "steps")]
-    assert (used["rank"], used["C"]) == (16, 0.003)
+    assert (used["rank"], used["C"]) == (4 if run == "cells-eps1" else 16, 0.003)
 
 
 def test_no_figure_was_left_to_fill_in():
