@@ -80,13 +80,14 @@ cifar=(--N 50000 --size 32 --classes airplane,automobile,bird,cat,deer,dog,frog,
 faces=(--N 23233 --size 64 --classes face --base "$out/faces.pt" --draws paper)
 cells=(--base "$out/smears.pt" --draws paper)
 at_10=(--epsilon 10 --train lora+conv --lr 1e-2 --B 1024 --steps "$(n 250)")
-at_1=(--epsilon 1 --train lora+conv --lr 1e-2 --B 2048 --steps "$(n 100)")
+at_1=(--epsilon 1 --lr 6e-3 --B 2048 --steps "$(n 100)")
+wide=(--train lora+conv --lr 1e-2)           # on faces it is better at epsilon = 1, too
 for budget in 10 1; do
     declare -n how=at_$budget
     guidance=0; [ $budget = 10 ] && guidance=0.5
     private cells-eps$budget cells "${cells[@]}" "${how[@]}"
     figures cells-eps$budget cells 10000 --guidance $guidance
-    private faces-eps$budget "$FACES" "${faces[@]}" "${how[@]}"
+    private faces-eps$budget "$FACES" "${faces[@]}" "${how[@]}" "${wide[@]}"
     figures faces-eps$budget "$FACES" 10000 --sampler ddim --guidance 0
     private cifar10-eps$budget "$CIFAR10" "${cifar[@]}" "${how[@]}"
     figures cifar10-eps$budget "$CIFAR10" 20000 --guidance $guidance
