@@ -153,7 +153,7 @@ def unit(C: float) -> float:
 def grid(sigma: float, C: float) -> float:
     """The unit of a result: a power of two, at most 2^-28 of C or of sigma C, whichever is larger.
 
-    It grows with sigma as the gaps between the numbers do that the noise can take.
+    It grows with sigma, as do the gaps between the numbers that the noise can take.
     """
     return unit(max(1.0, sigma) * C) * 2.0**12
 
