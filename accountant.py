@@ -48,7 +48,8 @@ def epsilon_in_short(q: float, sigma: float, steps: int, delta: float) -> float:
 # -----------------------------------------------------------------------------
 # 1. one step: the Rényi divergence of the sampled Gaussian, at every real order
 
-MAX_NODES = 2**17            # of one integral; sigma = 0.2 needs more from order 1700, sigma = 1 from 20,000
+MAX_NODES = 2**17            # points of one integral; sigma = 0.2 would need more at orders above 1,700, and
+                             # sigma = 1 above 20,000
 
 
 def rdp(q: float, sigma: float, orders) -> np.ndarray:
@@ -56,8 +57,10 @@ def rdp(q: float, sigma: float, orders) -> np.ndarray:
 
         A_a = E_{z ~ N(0, sigma^2)} [ (1 + x)^a ],   1 + x = 1 - q + q exp((2z - 1) / (2 sigma^2))
 
-    This is for removing the example. It is the worse direction (ibid., Thm 5), so the result also covers
-    adding it.
+    z is the noisy sum in units of C, along the gradient of the one example that differs. Without the example
+    z has the density of N(0, sigma^2). With it, z has that of (1 - q) N(0, sigma^2) + q N(1, sigma^2), and
+    1 + x is the ratio of the second density to the first. So RDP(a) is the divergence of "with" from
+    "without". The opposite divergence is not larger (ibid., Thm 5), so the result covers both.
     Shapes:    orders: array-like of reals > 1 -> array of the same shape
     Units:     q: sampling rate; sigma: noise / sensitivity; both without unit. The result is in nats
     Guarantee: n steps have RDP n * rdp(...), because composition adds up the RDP at each order
@@ -90,14 +93,18 @@ def _log_A(q: float, sigma: float, a: float) -> float:
     float64.
     """
     step = min(sigma, 2 * sigma**2) / 6
-    if (a + 28 * sigma) / step > MAX_NODES:          # almost no noise: the unsampled Gaussian is a bound
+    if (a + 28 * sigma) / step > MAX_NODES:          # a large order: the Gaussian without sampling is a bound
         return (a - 1) * a / (2 * sigma**2)
     z = np.arange(-14 * sigma, a + 14 * sigma + step, step)
     u = (2 * z - 1) / (2 * sigma**2)
     x = q * np.expm1(np.minimum(u, 600))             # exp overflows at 709; log(1 + x) is linear from here on
     y = a * (np.log1p(x) + np.maximum(u - 600, 0))   # log (1 + x)^a
 
-    small = np.abs(a * x) < 0.01                     # here the difference would cancel: use its series
+    # The integrand e^y - 1 - a x is computed in three ways. For a small a x it is computed by its series,
+    # because the difference of nearly equal numbers loses digits. Up to y = 30 it is computed as it stands,
+    # and beyond that as e^y (1 - (1 + a x) e^-y), in logarithms. np.where evaluates all three at every z, so
+    # np.minimum and np.maximum keep those finite that are not used.
+    small = np.abs(a * x) < 0.01
     s = np.where(small, x, 0)
     series = 1 + (a - 2) / 3 * s * (1 + (a - 3) / 4 * s * (1 + (a - 4) / 5 * s * (1 + (a - 5) / 6 * s)))
     series = a * (a - 1) / 2 * s**2 * series
@@ -206,18 +213,19 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int, cost: Callable
     if steps == 0:
         return 0.0
 
-    def gap(log_sigma: float) -> float:                                  # > 0: above the target
+    def gap(log_sigma: float) -> float:                                  # > 0: too little noise
         spent = cost(q, math.exp(log_sigma), steps, delta)
-        return math.log(min(max(spent / epsilon, 0.01), 1e9))
+        return math.log(min(max(spent / epsilon, 0.01), 1e9))            # `spent` may be 0 or infinite
 
-    way = 1 if gap(0.0) > 0 else -1                                      # from sigma = 1 towards the target
-    end = way
-    while gap(end) * way > 0:
-        end += way
-        if end > 40:
+    low = high = 0.0                                                     # log sigma: too little, enough
+    while gap(high) > 0:
+        low, high = high, high + 1
+        if high > 40:
             raise ValueError(f"epsilon = {epsilon} cannot be shown at delta = {delta} with any noise; "
                              f"ask for more epsilon, or for a larger delta")
-    sigma = math.exp(brentq(gap, end - way, end, xtol=1e-6))
+    while gap(low) <= 0:
+        low, high = low - 1, low
+    sigma = math.exp(brentq(gap, low, high, xtol=1e-6))
     while cost(q, sigma, steps, delta) > epsilon:                        # brentq may stop on either side
         sigma *= 1 + 2e-6
     return sigma

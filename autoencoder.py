@@ -46,10 +46,11 @@ class Autoencoder(nn.Module):
     Shapes: E: (n, C, H, W) -> mean and log-variance of z, (n, c, H/f, W/f) each; D: z -> (n, C, H, W)
     patch:  each patch x patch square of pixels becomes channels on the way in, and pixels again on the way
             out, as in unet.py
-    blocks: residual blocks of each level of E, each level half as large as the one before. Each level of D
-            has one more
-    So f = patch * 2^(levels - 1). Here f = 4; the paper's f = 2 is patch = 1 with two levels. There is no
-    attention, so any side that f divides will do.
+    blocks: how many residual blocks each level of E has; each level of D has one more. From one level of E to
+            the next, height and width are halved
+    z is f = patch * 2^(levels - 1) times smaller than x in height and in width. The default is f = 4. The
+    published code mostly has f = 2, which is patch = 1 with two levels. There is no attention, so any side
+    that f divides will do.
     """
 
     def __init__(self, image_channels: int = 3, channels: int = 64, multipliers: tuple = (1, 2),
@@ -174,7 +175,9 @@ def to_images(model: Autoencoder, z: Tensor, shape: tuple, batch: int = 64) -> T
 
 @torch.no_grad()
 def measure_scale(model: Autoencoder, public_images: Tensor) -> None:
-    """Set the scale to 1 / (standard deviation of mu over PUBLIC images), so that z is as large as the noise.
+    """Set the scale to 1 / (standard deviation of mu over PUBLIC images).
+
+    z then has a standard deviation of 1, like the diffusion's noise.
 
     Source: Rombach et al. 2022, App. G. They measure it on the first training batch, which in a private run
             would be a leak

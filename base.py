@@ -34,7 +34,9 @@ def save(path: Path, model: unet.UNet, weights: dict[str, Tensor] | None = None,
     coder:   the autoencoder in whose latents the UNet works. It goes into the same file, and the weights of
              both are then in half precision
     """
-    weights, extra = weights or model.state_dict(), {}
+    if weights is None:
+        weights = model.state_dict()
+    extra = {}
     if coder is not None:
         weights = {name: p.half() for name, p in weights.items()}
         extra = dict(autoencoder=autoencoder.state(coder))
@@ -81,14 +83,18 @@ def fits(model, images: Tensor, labels: Tensor, name: str, coder=None) -> None:
     name:   of the data set, for the message
     Errors: another number of channels, an unsuitable side, a label that the network lacks -> ValueError
     """
-    channels, classes, side = model.config["image_channels"], model.classes, images.shape[-1]
-    step, grey = model.patch * 2 ** (len(model.config["multipliers"]) - 1), False
+    channels, side, classes = model.config["image_channels"], images.shape[-1], model.classes
+    divisor = model.patch * 2 ** (len(model.config["multipliers"]) - 1)  # each level halves the side
+    accepted = [channels]
     if coder is not None:
-        channels, step, side = coder.config["image_channels"], step * coder.f, max(side, autoencoder.SIDE)
-        grey = images.shape[1] == 1                                      # copied into each channel
-    if images.shape[1] != channels and not grey or side % step:
-        raise ValueError(f"--data {name} has {images.shape[1]} channels and side {side}; expected "
-                         f"{channels} channels and a side that {step} divides; choose another --base")
+        channels = coder.config["image_channels"]
+        accepted = [channels, 1]                                         # a grey image is copied into each
+        divisor = divisor * coder.f
+        side = max(side, autoencoder.SIDE)                               # smaller images are enlarged
+    if images.shape[1] not in accepted or side % divisor:
+        raise ValueError(f"--data {name} has {images.shape[1]} channels and side {images.shape[-1]}; "
+                         f"expected {channels} channels and a side that {divisor} divides; choose another "
+                         f"--base")
     if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"--data {name} has labels from {int(labels.min())} to {int(labels.max())}; "
                          f"expected 0 to {classes - 1}; choose another --base")

@@ -1,10 +1,10 @@
-"""ddpm.py -- add noise to an image, and undo it.
+"""ddpm.py -- add noise to images, and turn noise into new images.
 
 This is denoising diffusion (Ho et al. 2020, "DDPM") with sampling by DPM-Solver++ (Lu et al. 2022, the
 default) or DDIM (Song et al. 2021). It works with any network that predicts the noise; unet.py has one. No
 code here depends on privacy, but some comments say what matters for it.
 
-  $ python ddpm.py            # ten images at eight noise levels, and back: runs/ddpm.png
+  $ python ddpm.py            # ten images at eight noise levels, and ten new ones: runs/ddpm.png
 """
 import contextlib
 import dataclasses
@@ -24,11 +24,13 @@ from torch import Tensor
 class Schedule:
     """How much signal is left at each of the T noise levels; t = 0 is the least noisy, T - 1 the noisiest.
 
+    At t = 0 an image already has one small step of noise; DDPM calls it x_1. The image without noise is x_0.
+
     kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T, as the paper says. (Its released
                     code is linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10.)
     kind "cosine":  alpha_bar_t = f(t + 1)/f(0), f(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008, but no
                     beta is above 0.999                                            [Nichol & Dhariwal 2021]
-    Errors:         T < 1, or another kind -> ValueError
+    Errors:         T < 1, or another kind -> ValueError when alpha_bar is first used
     """
     T: int = 1000
     kind: str = "linear"
@@ -65,12 +67,12 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
 
 
 def uniform(u: Tensor, T: int) -> Tensor:
-    """t/T is uniform on [0, 1): u in [0, 1] -> t.                                        [DDPM, the paper]"""
+    """t is uniform on 0, ..., T - 1: u in [0, 1) -> t.                                   [DDPM, the paper]"""
     return (T * u).long()
 
 
 def middle(u: Tensor, T: int) -> Tensor:
-    """t/T has the distribution Beta(2, 3): u in [0, 1] -> t.                       [after Choi et al. 2022]
+    """t/T has the distribution Beta(2, 3): u in [0, 1) -> t.                       [after Choi et al. 2022]
 
     82% of the draws are at t = 100 to 650 of 1000, where the shape is decided. With `uniform` it is 55%.
     """
@@ -172,7 +174,8 @@ def ddim_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta
 
     Sampling starts at t = T - 1, the noisiest level that training visits. The last jump goes to
     alpha_bar = 1 and adds no noise.
-    eta:    0 is deterministic, 1 is as random as DDPM
+    eta:    0 is deterministic, 1 is as random as DDPM; above 1, a negative number under the square root of
+            Eq. 12 is replaced by 0
     limit:  no image has values beyond it; it is 1 for pixels and autoencoder.LIMIT for latents
     Shapes: labels (n,) or None, shape = (n, C, H, W) -> (n, C, H, W) in [-limit, limit]
     Errors: steps outside 1..T, eta or guidance < 0 -> ValueError
@@ -198,8 +201,12 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
                limit: float = 1.0) -> Tensor:
     """DDIM with eta = 0, made second order.               [DPM-Solver++(2M), Lu et al. 2022, Alg. 2]
 
-    Each jump aims at the predicted image, extrapolated along its change since the last jump. The error then
-    falls with the square of 1/steps.
+        D = x0 + h / (2 h_last) (x0 - last_x0),    h = lambda_next - lambda,    lambda = log sqrt(a / (1 - a))
+
+    A jump of DDIM goes towards x0, the image that x and the predicted noise imply. Here it goes towards D,
+    which is x0 extrapolated to the middle of the jump; that is the update of Alg. 2. The error then falls
+    with the square of 1/steps. At the first jump there is no last_x0, and at the last one lambda_next is
+    infinite, so these two are jumps of DDIM.
     eta is not used, because only the start is random. Shapes, Errors: as ddim_sample
     """
     if not 0 <= guidance < math.inf:
@@ -209,12 +216,13 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
     last_x0, last_lam = None, None
     for t, a, a_next in jumps(steps, schedule):
         noise = predict_noise(model, x, torch.full((shape[0],), t, device=device), labels, guidance)
-        x0, lam = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit), half_log_snr(a)
-        aim = x0
+        x0 = ((x - (1 - a) ** 0.5 * noise) / a**0.5).clamp(-limit, limit)
+        lam = half_log_snr(a)
+        D = x0
         if last_x0 is not None and a_next < 1:                       # not at the first jump, nor the last
-            aim = x0 + (half_log_snr(a_next) - lam) / (lam - last_lam) / 2 * (x0 - last_x0)      # Alg. 2: D_i
-        noise = (x - a**0.5 * aim) / (1 - a) ** 0.5
-        x = a_next**0.5 * aim + (1 - a_next) ** 0.5 * noise
+            D = x0 + (half_log_snr(a_next) - lam) / (lam - last_lam) / 2 * (x0 - last_x0)
+        noise = (x - a**0.5 * D) / (1 - a) ** 0.5
+        x = a_next**0.5 * D + (1 - a_next) ** 0.5 * noise
         last_x0, last_lam = x0, lam
     return x
 
@@ -338,8 +346,8 @@ if __name__ == "__main__":
         a = LINEAR.alpha_bar[step].item()
         print(f"{step:4d}   {a:10.6f}   {'#' * round(40 * a):<40}|")
     model = base.load("assets/base.pt").model
-    back = ddim_sample(model, labels, x0.shape, steps=50, generator=torch.Generator().manual_seed(0))
-    rows = torch.cat([x_t, back[:, None]], 1).flatten(0, 1)
+    new = ddim_sample(model, labels, x0.shape, steps=50, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([x_t, new[:, None]], 1).flatten(0, 1)
     os.makedirs("runs", exist_ok=True)
     save_image((rows.clamp(-1, 1) + 1) / 2, "runs/ddpm.png", nrow=9)
     print("runs/ddpm.png: ten images at these t; the last column has new images of the same classes, sampled "

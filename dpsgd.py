@@ -45,7 +45,7 @@ def poisson_sample(coins: Tensor, q: float) -> Tensor:
 def per_sample_grads(loss: Callable, params: Params, *examples: Tensor) -> Grads:
     """g_i, the gradient of loss(params, *example_i) with respect to params, by its definition: vmap(grad).
 
-    Random numbers (t, noise) are drawn outside and passed in as examples.
+    Random numbers that the loss needs are drawn outside and passed in as examples.
     Shapes: loss(params, *one_example) -> scalar; examples (n, ...) each -> dict of (n, *shape)
     """
     params = {name: p.detach() for name, p in params.items()}    # else the graph of every chunk would be kept
@@ -77,11 +77,12 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
 
 
 def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
-    """`per_sample` for up to size = max(1, chunk) examples, which always runs on exactly `size` of them.
+    """A function that takes up to size = max(1, chunk) examples, and calls `per_sample` on exactly `size`.
 
-    Missing examples are replaced by blank ones (zeros, class 0), whose gradients are dropped. Otherwise the
-    size of the last part would depend on the size of the lot. One more example would then change how every
-    gradient in that part is rounded. `chunk` is declared; it is never taken from a lot.
+    A lot is processed in parts of `chunk` examples, and the last part is usually not full. If it were passed
+    on at its own size, one more example in the lot would change that size, and with it how every gradient in
+    the part is rounded. So missing examples are replaced by zeros (class 0), and the gradients of these are
+    dropped. `chunk` is declared; it is never taken from a lot.
     Returns: (the function, size)
     Errors:  more than `size` examples, or not one gradient for each -> ValueError
     """
@@ -107,11 +108,15 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 #     it depends on no order, chunk or number of processes, and removing one example removes exactly the whole
 #     numbers of that example.
 # (2) The noise is added in float64. The result is rounded to whole multiples of a larger unit, `grid`, and
-#     after that to the precision of the weights. Float64's noise can take some numbers and not those between.
-#     Each multiple of `grid` stands for more than 2^16 of them, so their places do not show.
-# Without these rules a published number could reveal the sum in three ways. The sum may be rounded before the
-# noise is added. The noise may have only the precision of float32. The result may have bits finer than the
-# unit, which near 0 it has only if the sum was 0.                        [Mironov 2012; tests/test_noise.py]
+#     after that to the precision of the weights. Float64 cannot hold every real number, so there are gaps
+#     between the values that the noise can take. More than 2^16 of these values are rounded to each multiple
+#     of `grid`, so the gaps do not show in the result.
+# Without these rules a published number could reveal the sum in three ways.
+# (a) A sum in floating point is rounded in a way that depends on all examples.
+# (b) Noise in float32 has gaps that are wide enough to be seen.
+# (c) If the sum is far from 0 and the noise nearly cancels it, the result is a multiple of the distance
+#     between float64 numbers near that sum. A result with finer bits rules that sum out.
+#                                                                         [Mironov 2012; tests/test_noise.py]
 
 SMALLEST_C = 1e-40                       # in gradient-norm units; above it float64 loses no precision
 MOST_EXAMPLES = 2**22                    # of a lot; the sum of that many clipped gradients fits into int64
@@ -163,7 +168,7 @@ def clip_and_count(grads: Grads, C: float) -> Params:
 
     Shapes:    dict of (n, *shape) -> dict of (*shape), int64. With C = inf nothing is clipped or rounded, and
                the result is float64
-    Guarantee: as clip_and_sum; the sum is exact, so it is the same in any order
+    Guarantee: as clip_and_sum. For finite C the sum is exact, so it is the same in any order
     Errors:    as clip_and_sum
     """
     if not C >= SMALLEST_C:
@@ -179,7 +184,7 @@ def clip_and_count(grads: Grads, C: float) -> Params:
         sums = []
         for part in g.flatten(1).split(4 * WIDTH, dim=1):                # small enough for a CPU's cache
             rows = float64(part.nan_to_num(0, 0, 0))                     # because 0 * NaN and 0 * inf are NaN
-            rows = factor[:, None] * rows                                # no TF32 or autocast rounds float64
+            rows = factor[:, None] * rows
             if C < math.inf:
                 rows = rows.to(torch.int64)                              # drops the fraction: towards zero
             sums.append(rows.sum(0))
@@ -235,8 +240,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
     Units:     C in gradient-norm units; sigma, the noise multiplier, without unit; B, the DECLARED expected
                batch size, the same in every step
     Guarantee: one example moves the sum by at most C, and the noise is added once. That is a Gaussian
-               mechanism with noise multiplier sigma. The result is the same to the last bit for any chunk,
-               order and number of ranks that give an example the same gradient
+               mechanism with noise multiplier sigma. For finite C the result is the same to the last bit for
+               any chunk, order and number of ranks that give an example the same gradient
     Errors:    chunk < 1, B <= 0, too many examples, sigma without normals -> ValueError; C as clip_and_sum
     """
     most = MOST_EXAMPLES // distributed.ranks()

@@ -2,7 +2,8 @@
 
     y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)          [LoRA, Hu et al. 2021, Sec. 4.1]
 
-W is public and frozen. Only A, B and the class embedding are trained on private data.
+W is public and frozen. Only A, B and the class embedding are trained on private data. (The paper's baselines
+train weights of the network itself: see `train_only`.)
 
   $ python lora.py            # the default UNet before and after `inject`
 """
@@ -111,7 +112,9 @@ def _check_rank(rank: int, largest: int) -> None:
 
 def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] = ATTENTION,
            class_embedding: bool = True) -> int:
-    """Freeze `model`, and adapt the layers whose name ends in one of `targets`.
+    """Freeze `model`, and adapt each layer that has one of `targets` as the last part of its name.
+
+    For example, the target "qkv" matches the layer "down.3.1.qkv".
 
     The class embedding becomes trainable as well, if there is one and `class_embedding` is true.
     Returns: the number of adapted layers
@@ -141,7 +144,8 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
 def train_only(model: nn.Module, what: str) -> int:
     """Make weights themselves trainable, without LoRA, as the paper's baselines do.
 
-    what:    "attention" is all weights of the attention and the class embedding (DP-LDM), "full" all weights
+    what:    "attention": the weights and biases of qkv and proj, and the class embedding, as in DP-LDM. The
+             attention's GroupNorm stays frozen. "full": all weights
     Returns: the number of trainable tensors
     Errors:  another `what` -> ValueError
     """
@@ -173,9 +177,13 @@ def new_classes(model: nn.Module, names: list[str], start: str = "own") -> None:
     """
     old, known = model.class_embedding.weight.detach(), model.config.get("names") or []
     mean, null = old[:-1].mean(0), old[-1]
-    if start in ("own", "mean", "null"):
-        row = {name: old[i] for i, name in enumerate(known)} if start == "own" else {}
-        rows = [row.get(name, null if start == "null" else mean) for name in names]
+    if start == "own":
+        row = {name: old[i] for i, name in enumerate(known)}
+        rows = [row.get(name, mean) for name in names]
+    elif start == "mean":
+        rows = [mean] * len(names)
+    elif start == "null":
+        rows = [null] * len(names)
     else:
         wanted = [name.strip() for name in next(csv.reader([start], skipinitialspace=True))]
         unknown = [name for name in wanted if name not in known]
@@ -259,7 +267,7 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         state = dict(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
-        config["peft_type"]
+        config["peft_type"]                                              # a KeyError if it is missing
     except FileNotFoundError as e:
         raise ValueError(f"no adapter in {folder}: {Path(e.filename).name} is missing; train one with "
                          f"train.py") from None

@@ -59,6 +59,11 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
     return torch.cat(images)
 
 
+def class_labels(run: Run) -> list[int]:
+    """The labels of the run's declared classes; those of its base if it declares none."""
+    return run.labels or list(range(run.model.classes))
+
+
 def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None:
     """n labels, which take the run's declared classes in turn; None for a network without classes.
 
@@ -67,7 +72,7 @@ def trained_classes(run: Run, n: int, below: int | None = None) -> Tensor | None
     """
     if run.model.classes is None:
         return None
-    chosen = run.labels or list(range(run.model.classes))
+    chosen = class_labels(run)
     labels = torch.tensor([label for label in chosen if below is None or label < below])
     if not len(labels):
         raise ValueError(f"the run has the classes {chosen}, and none of them is below {below}; expected "
@@ -79,7 +84,7 @@ def one_of_each(run: Run) -> Tensor | None:
     """The labels of the run's first ten classes; None for a network without classes."""
     if run.model.classes is None:
         return None
-    return torch.tensor((run.labels or list(range(run.model.classes)))[:10])
+    return torch.tensor(class_labels(run)[:10])
 
 
 def write_grid(images: Tensor, columns: int, path: Path | io.BytesIO) -> None:
@@ -97,9 +102,9 @@ def class_strip(run: Run, path: Path) -> None:
 
 
 def before_and_after(path: Path, before: Run, after: Run, columns: int = 8) -> None:
-    """Write a picture with a row for each class: samples of `before` on the left and of `after` on the right.
+    """Write a picture with samples of `before` on the left and of `after` on the right.
 
-    Both models start from the same noise.
+    It has a row for each class, at most ten. Both models start from the same noise.
     """
     from torchvision.utils import make_grid, save_image
     device, labels, sides = next(after.model.parameters()).device, one_of_each(after), []
@@ -158,7 +163,7 @@ def draw(a: argparse.Namespace, how: Sampling) -> None:
         checkpoint.write_bytes(Path(a.out), picture.getvalue())
     if a.npz:
         arrays = dict(images=images.numpy())
-        if labels is not None and len(run.labels or range(run.model.classes)) > 1:       # else no labels
+        if labels is not None and len(class_labels(run)) > 1:            # one class needs no labels
             arrays |= dict(labels=labels.numpy(), classes=np.array(runs.class_names(run)))
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)

@@ -3,7 +3,7 @@
 The public base is frozen, and LoRA factors are attached to its attention layers. Then the following step is
 repeated T times. A lot is the random batch of one step.               [DP-SGD: Abadi et al. 2016, Alg. 1]
 
-    (i)    draw a lot: each of the N images is in it with probability q = B/N      dpsgd.poisson_sample
+    (i)    draw a lot: each image is in it with probability q = B/N, independently dpsgd.poisson_sample
     (ii)   compute ONE gradient for each image: of the mean loss of its K draws    ddpm.loss
     (iii)  clip each gradient to norm C at most, and sum                           dpsgd.clip_and_sum
     (iv)   add noise N(0, (sigma C)^2 I), once                                     dpsgd.add_noise
@@ -111,7 +111,8 @@ def check(s: Settings) -> Settings:
     need(s.delta >= accountant.LEAST_DELTA, "delta",
          f"a number above 0, at least {accountant.LEAST_DELTA:g} (the accountant's limit), and below 1/N")
     need(s.delta < 1 / s.N, "delta", f"below 1/N = {1 / s.N:.3g}")
-    need(dpsgd.SMALLEST_C <= s.C <= 1e30 or s.C == s.epsilon == math.inf, "C",
+    unclipped = s.C == math.inf and s.epsilon == math.inf
+    need(dpsgd.SMALLEST_C <= s.C <= 1e30 or unclipped, "C",
          "a norm above 0, 1e-40 to 1e30 (inf, which means no clipping, only with --epsilon inf)")
     return s
 
@@ -123,7 +124,7 @@ def with_draws(images: Tensor, labels: Tensor, hashes: Tensor, key: Tensor, step
     the hash is a function of that image's bytes. So an image never changes the draws of another one, and
     moves the sum by at most C even for somebody who knows all draws.
     Shapes: images (n, C, H, W), labels, hashes (n,) -> (n, C, H, W), (n,), (n, K), (n, K, C, H, W)
-            classes: the number of the null class, None for a network without classes
+            classes: the label of the null class, None for a network without classes
     """
     u, noise, drop = draws.t_noise_and_drop(draws.streams(key, step, hashes), s.K, images.shape[1:])
     if classes is not None:
@@ -167,7 +168,7 @@ def finetune(s: Settings) -> None:
     # All ranks must agree on the mechanism, or one image could be in the shares of two ranks. They must also
     # agree on their hardware, because an image's gradient must not depend on the rank that computes it.
     distributed.agree(mechanism | devices.kind(device))
-    secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # for the lots and the privacy noise
+    secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # lots and noise; new after --resume
     key = draws.new_key(s.seed).to(device)                       # for t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer, average = torch.optim.Adam(trainable.values(), lr=s.lr), ddpm.EMA(trainable, EMA_DECAY)
@@ -195,7 +196,9 @@ def finetune(s: Settings) -> None:
         bar.set_postfix(epsilon_rdp=f"{spent:.3f}")
         show = s.peek > 0 and step % s.peek == 0
         progress.record(step, s.steps, spent, order, save=show)
-        if show and rank == 0:                                       # the step is saved: it never runs again
+        # A step must be in the checkpoint before it is shown. Otherwise --resume could run it again with
+        # other noise, and two looks at the private images would be seen where one was counted.
+        if show and rank == 0:
             with average.applied(trainable):
                 sample.class_strip(run, Path(s.out) / f"peek-{step:05d}.png")
 

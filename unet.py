@@ -1,9 +1,9 @@
 """unet.py -- the network that predicts the noise.
 
-It is a UNet (Ronneberger et al. 2015) of residual blocks and attention that is told t and the class, as in
-Ho et al. 2020, App. B. Two things come from Dhariwal & Nichol 2021, "ADM": several heads, and attention on
-several levels. t and the class are added to the features, as in Ho et al.; ADM also scales the features by
-them. Nothing in this file knows about noising or privacy.
+It is a UNet (Ronneberger et al. 2015) of residual blocks and attention that is told t, as in Ho et al. 2020,
+App. B, and also the class. The embeddings of t and of the class are added up, and the sum is added to the
+features. (Dhariwal & Nichol 2021, "ADM", also scale the features by it.) Two things come from ADM: several
+heads, and attention on several levels. No code in this file adds noise to images or depends on privacy.
 
   $ python unet.py            # what the default network is made of, part by part
 """

@@ -5,8 +5,6 @@ a GPU.
 
   $ python -m machinery.kernels        # three copies beside three separate convolutions
 """
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,14 +27,17 @@ class ConvOfCopies(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):                                                # g (n, r, h', w')
         x, A = (tensor.to(g) for tensor in ctx.saved_tensors)        # g may be bfloat16: devices.autocast
-        each = kernels_by_places if x.is_cuda else kernels_by_groups
-        back = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how) if ctx.needs_input_grad[0] else None
-        return back, each(x, g, ctx.m, A.shape, *ctx.how), None, None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.nn.grad.conv2d_input(x.shape, A, g, *ctx.how)
+        kernels = kernels_by_places if x.is_cuda else kernels_by_groups
+        return grad_x, kernels(x, g, ctx.m, A.shape, *ctx.how), None, None
 
 
 def kernels_by_groups(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple, padding: tuple) -> Tensor:
     """(m, *shape): each copy's gradient, from x and the output's gradient g, by a convolution of m groups."""
-    x, g = (y.view(m, -1, *y.shape[1:]).transpose(0, 1).flatten(1, 2) for y in (x, g))   # (n/m, m c, h, w)
+    x = x.view(m, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)        # (n/m, m c, h, w)
+    g = g.view(m, -1, *g.shape[1:]).transpose(0, 1).flatten(1, 2)        # (n/m, m r, h', w')
     kernels = (m * shape[0], *shape[1:])
     return torch.nn.grad.conv2d_weight(x, kernels, g, stride, padding, groups=m).view(m, *shape)
 
@@ -46,11 +47,14 @@ def kernels_by_places(x: Tensor, g: Tensor, m: int, shape: tuple, stride: tuple,
 
     It is for a GPU, where many groups are slow.
     """
-    (h, w), (down, right) = g.shape[2:], stride
-    x, places = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), []
-    for i, j in itertools.product(range(shape[2]), range(shape[3])):
-        seen = x[:, :, i:i + down * h:down, j:j + right * w:right]       # (n, c, h', w'), what place i, j saw
-        places.append(g.flatten(2) @ seen.flatten(2).mT)                 # (n, r, c)
+    h, w = g.shape[2:]
+    down, right = stride
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    places = []
+    for i in range(shape[2]):
+        for j in range(shape[3]):
+            seen = x[:, :, i:i + down * h:down, j:j + right * w:right]   # (n, c, h', w'), what place i, j saw
+            places.append(g.flatten(2) @ seen.flatten(2).mT)             # (n, r, c)
     return torch.stack(places, -1).view(m, -1, *shape).sum(1)
 
 

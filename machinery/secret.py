@@ -7,7 +7,8 @@ not have this property: 624 of its outputs determine all others.
 
     bytes = SHAKE-256( key | purpose, 16 bytes | step, 8 bytes )
 
-There is no state to advance, so step t has the same numbers whether or not the steps before it ran.
+There is no state to advance: with one key, step t has the same numbers whether or not the steps before it
+ran. The key is never written to disk, and a private run that is resumed draws a new one.
 
   $ python -m machinery.secret        # coins, normals and their time
 """
@@ -22,11 +23,11 @@ import torch
 from torch import Tensor
 
 KEY_BYTES = 32
-REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3 standard deviations: the longest pair of normals
+REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the largest radius sqrt(x^2 + y^2) of a pair (x, y)
 
 
 def new_key(seed: int | None = None) -> bytes:
-    """A run's secret key: from the operating system, or made from a seed, and then nothing is secret."""
+    """A run's secret key, from the operating system. With a seed it is made from that, and is not secret."""
     if seed is None:
         return os.urandom(KEY_BYTES)
     return hashlib.sha256(f"seed {seed}".encode()).digest()
@@ -57,13 +58,14 @@ class Secret(NamedTuple):
         return torch.from_numpy((self.words("coins", step, n) >> np.uint64(11)) * 2.0**-53)
 
     def normals(self, step: int, n: int) -> Tensor:
-        """(n,) float64 from N(0, 1), none longer than REACH.                          [Box & Muller 1958]
+        """(n,) float64 from N(0, 1), none of absolute value above REACH.              [Box & Muller 1958]
 
             sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v),    u of 128 bits, v of 64 bits
 
-        Next to u = 1, float64 has multiples of 2^-53 alone. Short normals made from them would lie on rings
-        that are far enough apart to be seen in the result, so there the radius is computed from 1 - u. (Jin
-        et al. 2022, arXiv 2112.05307, attack differential privacy by such gaps.)
+        A pair (x, y) of normals is a point of the plane at radius sqrt(-2 log u). Just below u = 1 the
+        float64 numbers are 2^-53 apart, so points near 0 would lie on circles with visible gaps between them.
+        For u > 1/2 the radius is therefore computed from 1 - u, which is known to 53 bits. (Jin et al. 2022,
+        arXiv 2112.05307, attack differential privacy by such gaps.)
         """
         high, low, v = self.words("noise", step, 3 * math.ceil(n / 2)).reshape(3, -1)
         u = (high.astype(float) + (low.astype(float) + 1) * 2.0**-64) * 2.0**-64         # in [2^-128, 1]
@@ -76,7 +78,7 @@ class Secret(NamedTuple):
 def tail(epsilon: float, steps: int, weights: int) -> float:
     """The extra delta that is needed because sampled noise is bounded.
 
-    Here no pair of normals is longer than REACH. A pair of unbounded normals is longer with probability
+    Here no pair of normals has a radius above REACH. A pair of unbounded normals has one with probability
     2^-128, and a run has steps * weights / 2 pairs. The probability of any event therefore changes by at most
     tau = 2^-128 * pairs, both with the image and without it. The latter change counts e^epsilon times, so
     (1 + e^epsilon) tau is added to delta.
@@ -90,7 +92,7 @@ if __name__ == "__main__":
     secret = Secret(new_key())
     print("the first coins of step 1:", ", ".join(f"{u:.4f}" for u in secret.coins(1, 5).tolist()))
     x = secret.normals(1, 1_000_000)
-    print(f"a million normals: mean {x.mean():.4f}, standard deviation {x.std():.4f}, the longest "
+    print(f"a million normals: mean {x.mean():.4f}, standard deviation {x.std():.4f}, the largest "
           f"{x.abs().max():.2f} (none can exceed {REACH:.2f})")
     for n in (25_280, 662_692):
         start = time.perf_counter()

@@ -41,7 +41,7 @@ NOT_COVERED = [
     "a run that was not finished, or was continued twice: each continuation is another look at the images",
     "the network between the processes of a run: the key of the noise and sums without noise cross it",
     "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or has its key",
-    "rounding: on a GPU, with threads or in bfloat16 gradients (on a GPU latents, too) may depend on other "
+    "rounding: on a GPU or with several threads gradients (on a GPU latents, too) may depend on other "
     "images, which epsilon ignores",
     "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, or both",
     "whoever can read checkpoint.pt, or the memory of the process (core files, swap), which holds the key",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+import base
 import ddpm
 import dpsgd
 import lora
@@ -130,6 +131,27 @@ def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets, 
         apart = (found[0] - other).norm() / other.norm()
         assert torch.equal(found[0], other), f"{apart:.1g} of its length apart"
     assert found[0].norm() > 0.1
+
+
+@pytest.mark.parametrize("file, channels, side, what", [
+    ("base.pt", 1, 28, "lora+embed"), ("base.pt", 1, 28, "lora+conv"), ("photos.pt", 4, 16, "lora+conv")])
+def test_and_so_it_is_in_the_networks_of_the_adapters_that_ship(file, channels, side, what):
+    """With the default chunk and precision, on one thread: alone, and as the last of a full chunk."""
+    model = base.load(f"assets/{file}").model
+    lora.inject(model, 16, 16, lora.TARGETS[what])
+    losses, _, trainable = diffusion(model)
+    for p in trainable.values():
+        p.data.add_(0.02 * torch.randn_like(p))                          # or the factors A have no gradient
+
+    def gradients(*args):
+        with devices.autocast(torch.device("cpu"), model):
+            return dpsgd.per_sample_grads_by_copies(losses, *args)
+    per_sample, _ = dpsgd.full_chunks(gradients, 128)
+    ex = examples(128, K=1, side=side, channels=channels)
+    alone = per_sample(trainable, *(e[:1] for e in ex))
+    last = per_sample(trainable, *(e.flip(0) for e in ex))
+    for name in trainable:
+        assert torch.equal(alone[name][0], last[name][-1]) and alone[name].norm() > 0, name
 
 
 # --- clipping: the bound that the noise is made for

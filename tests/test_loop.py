@@ -192,7 +192,7 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "it",
             "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or "
             "has its key",
-            "rounding: on a GPU, with threads or in bfloat16 gradients (on a GPU latents, too) may depend on "
+            "rounding: on a GPU or with several threads gradients (on a GPU latents, too) may depend on "
             "other images, which epsilon "
             "ignores",
             "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, "
