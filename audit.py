@@ -109,8 +109,8 @@ class Finding(NamedTuple):
     """What an audit found."""
     epsilon: float                       # the lower bound, never below 0
     event: str                           # the attacker's guess, and the scores for which it is made
-    often: float                         # share of the runs in which it is made, where it is right
-    seldom: float                        # the same share where it is wrong
+    often: float                         # share of the runs of the guessed world in which the guess is made
+    seldom: float                        # the same share of the runs of the other world
 
 
 def clopper_pearson(k, n: int, alpha: float):
@@ -138,8 +138,8 @@ def bounds(suspect: np.ndarray, innocent: np.ndarray, thresholds, delta: float, 
 def lower_bound(without, present, delta: float, confidence: float = 0.95) -> Finding:
     """What two sets of scores prove: epsilon >= Finding.epsilon.
 
-    The event "the score is at least t" (or at most t) is chosen on one half of the runs, out of many values
-    of t, and out of both worlds to which it may point. It is then counted on the other half, which had no
+    The guess is chosen on one half of the runs: the value of t, "at least t" or "at most t", and whether the
+    attacker then guesses "with" or "without the canary". It is counted on the other half, which had no
     influence on the choice. So the two limits, at (1 - confidence) / 2 each, need no further correction.
     Shapes:    without, present: the scores of independent runs, (n,) and (m,)
     Guarantee: wrong with probability at most 1 - confidence
@@ -148,16 +148,18 @@ def lower_bound(without, present, delta: float, confidence: float = 0.95) -> Fin
     if min(len(without), len(present)) < 20:
         raise ValueError(f"lower_bound: {len(without)} and {len(present)} scores, expected at least 20 each")
     without, present = (np.asarray(s, dtype=float) for s in (without, present))
-    alpha, best = (1 - confidence) / 2, None
-    for sign in (1, -1):
+    alpha = (1 - confidence) / 2
+    best = -math.inf
+    for sign in (1, -1):                                                 # guess at high scores, at low ones
         for suspect, innocent, says in ((present, without, "with"), (without, present, "without")):
             choose, count = (np.sort(sign * half) for half in np.array_split(suspect, 2))
             choose_0, count_0 = (np.sort(sign * half) for half in np.array_split(innocent, 2))
             tried = np.r_[depths(choose), depths(choose_0)]
-            value = bounds(choose, choose_0, tried, delta, alpha)
-            if best is None or value.max() > best[0]:
-                best = value.max(), tried[value.argmax()], sign, count, count_0, says
-    _, t, sign, count, count_0, says = best
+            values = bounds(choose, choose_0, tried, delta, alpha)
+            if values.max() > best:
+                best = values.max()
+                chosen = tried[values.argmax()], sign, count, count_0, says
+    t, sign, count, count_0, says = chosen
     proven = max(float(bounds(count, count_0, [t], delta, alpha)[0]), 0.0)
     event = f'"{says} the canary" if the score {">=" if sign > 0 else "<="} {sign * t:.3f}'
     return Finding(proven, event, float((count >= t).mean()), float((count_0 >= t).mean()))
@@ -169,7 +171,10 @@ def depths(s: np.ndarray) -> np.ndarray:
 
 
 def upper_bounds(q: float, sigma: float, steps: int, delta: float) -> tuple[float, float]:
-    """(proven, tight): the epsilon that train.py states, and a tighter one, which is exact at q = 1."""
+    """(proven, tight): the bound by RDP, and a tighter one, by PLD, which at q = 1 is the exact epsilon.
+
+    Both are upper bounds, so no lower bound may exceed `tight`.
+    """
     if q == 1:
         tight = pld.gaussian_epsilon(sigma / math.sqrt(steps), delta)
     else:
@@ -177,9 +182,6 @@ def upper_bounds(q: float, sigma: float, steps: int, delta: float) -> tuple[floa
     return accountant.epsilon(q, sigma, steps, delta)[0], tight
 
 
-def limit(q: float, proven: float, tight: float) -> float:
-    """The epsilon that no lower bound may exceed: at q = 1 `tight`, which is exact there, else `proven`."""
-    return tight if q == 1 else proven
 
 
 def histogram(without, present, rows: int = 18, width: int = 40) -> str:
@@ -272,13 +274,13 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
     """Print one audit in full. Returns: whether the lower bound agrees with what is proven"""
     proven, tight = upper_bounds(world["q"], world["sigma"], world["steps"], delta)
     without, present, found = audit(step, runs, delta, seed, **world)
-    fine = found.epsilon <= limit(world["q"], proven, tight)
+    fine = found.epsilon <= tight
     print(", ".join(f"{name} = {value:g}" for name, value in world.items()) + f", delta = {delta:g}; "
           f"{runs:,} runs without the canary, {runs:,} with it\n\n{histogram(without, present)}\n")
     print(f"guess    {found.event}; made in {found.often:.3%} of the runs where it is right, and in "
           f"{found.seldom:.4%} of those where it is wrong")
-    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence: chosen on half of the runs, counted on "
-          f"the others")
+    print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence; guess chosen on half of the runs, "
+          f"counted on the others")
     exact = "no correct proof can promise less" if world["q"] == 1 else "a tighter bound, by PLD"
     print(f"tight    epsilon  = {tight:.3f}   {exact}")
     print(f"proven   epsilon <= {proven:.3f}   what train.py would state (accountant.epsilon)")
@@ -289,15 +291,15 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
 
 def show_all(runs: int, delta: float, seed: int, **world) -> None:
     """Print the audit of the correct step and of every fault, a line each."""
-    print(f"{'step':<14} {'lower':>7} {'proven':>7}         seconds   "
+    print(f"{'step':<14} {'lower':>7} {'tight':>7}         seconds   "
           f"({runs:,} runs without the canary and {runs:,} with it, 95% confidence)")
     for name, (why, step, settings) in {"(right)": ("what train.py runs", right, {}), **BROKEN}.items():
         start, here = time.time(), world | settings
-        proven, tight = upper_bounds(here["q"], here["sigma"], here["steps"], delta)
+        tight = upper_bounds(here["q"], here["sigma"], here["steps"], delta)[1]
         found = audit(step, runs, delta, seed, **here)[2]
-        broken = found.epsilon > limit(here["q"], proven, tight)
+        broken = found.epsilon > tight
         shown = "".join(f" [{k} = {v:g}]" for k, v in settings.items())
-        print(f"{name:<14} {found.epsilon:>7.2f} {proven:>7.2f} {'BROKEN' if broken else 'ok':>7} "
+        print(f"{name:<14} {found.epsilon:>7.2f} {tight:>7.2f} {'BROKEN' if broken else 'ok':>7} "
               f"{time.time() - start:>7.1f}   {why}{shown}")
 
 

@@ -64,7 +64,10 @@ def read_mnist_files(kind: str, root: Path, split: str) -> tuple[Tensor, Tensor]
     Fashion-MNIST and KMNIST have the same names.
     """
     prefix = "train" if split == "train" else "t10k"
-    for folder in (root / kind / "raw", *([] if root.name == DEFAULT else [root])):
+    places = [root / kind / "raw"]
+    if root.name != DEFAULT:
+        places.append(root)
+    for folder in places:
         if not any((folder / f"train-images-idx3-ubyte{end}").exists() for end in (".gz", "")):
             continue
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
@@ -204,7 +207,10 @@ def _as_promised(name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def _root(name: str, data_dir: Path | str | None) -> Path:
-    """Where the files of a data set are: in data_dir if it is given, else in assets/ or ./datasets."""
+    """Where the files of a data set are: in data_dir if it is given, else in assets/ or in ./datasets.
+
+    If there is no ./datasets, it is datasets/ beside the code, if that exists.
+    """
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise ValueError(f"--data-dir {data_dir} is not a folder; expected one that holds {name}, "
@@ -213,7 +219,9 @@ def _root(name: str, data_dir: Path | str | None) -> Path:
     if KNOWN[name].ships:
         return ASSETS / KNOWN[name].ships
     here, beside_the_code = Path(DEFAULT), ROOT / DEFAULT
-    return beside_the_code if not here.is_dir() and beside_the_code.is_dir() else here
+    if not here.is_dir() and beside_the_code.is_dir():
+        return beside_the_code
+    return here
 
 
 # -----------------------------------------------------------------------------

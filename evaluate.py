@@ -76,7 +76,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
     """mu and S of the features of all real images; halves: the distance between two random halves of them.
 
-    Images as good as the real ones would have a distance of about `halves`.
+    `halves` is the distance of two equally good sets of half the size. Fewer images have a larger distance,
+    so samples as good as the real images have one of about `halves` only if there are as many of them.
     """
     f = classifiers.features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)
@@ -95,14 +96,15 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: uint8 (n, C, H, W), (N, C, H, W) -> index (n,), distance (n,)
     Units:  L2 distance over all pixel values, each from 0 to 1; the sums of squares are exact
     """
-    a, found = images.flatten(1).double(), []
+    a = images.flatten(1).double()
+    found = []
     for part in real.split(5_000):
         b = part.flatten(1).double()
         squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.mT              # (n, 5000)
         found.append(squares.min(1))                                                         # (n,)
-    squared, part = torch.stack([f.values for f in found]).min(0)
-    where = torch.stack([f.indices for f in found]).gather(0, part[None])[0]
-    return 5_000 * part + where, squared.sqrt() / 255
+    squared, which = torch.stack([f.values for f in found]).min(0)       # which part of `real`
+    where = torch.stack([f.indices for f in found]).gather(0, which[None])[0]
+    return 5_000 * which + where, squared.sqrt() / 255
 
 
 # -----------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def read_real(a: argparse.Namespace, source: Source) -> tuple[str, Tensor, Tenso
         raise ValueError(f"{a.source} was trained on a private {name}, and does not say where it is; pass "
                          f"--data {name}:PATH")
     if own["data"] not in (name, name.partition(":")[0]):
-        own = {}
+        own = {}                             # other images than the run's: its size and labels do not apply
     places, names = own.get("labels"), source.names
     if names and name in data.KNOWN and not places:                      # find the classes by their names
         its = class_names(name)
@@ -301,7 +303,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
 
     Shapes: the picture (2n, C, H, W): n samples, then the n real images
     """
-    device, folder = devices.pick(a.device), None if a.fast else Path("runs")
+    device = devices.pick(a.device)
+    folder = None if a.fast else Path("runs")                            # of the cache; None: nothing is kept
     source = read_source(a, device)
     name, real, real_labels, test = read_real(a, source)
     fid_net = None
@@ -309,7 +312,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         from support import inception                  # imported here, as it takes as long as torch itself
         with screen.waiting(f"reading {a.inception}"):
             fid_net = inception.FIDInception(a.inception, device)
-    classes, epochs = int(real_labels.max()) + 1, 2 if a.fast else a.epochs
+    classes = int(real_labels.max()) + 1
+    epochs = 2 if a.fast else a.epochs
     labels = source.labels                                               # None: not drawn yet, or none
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{a.source}: the labels go from {labels.min()} to {labels.max()}, but those of "

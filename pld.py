@@ -57,11 +57,13 @@ def gdp_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
 def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
     """A tighter bound on epsilon, from the distribution of the privacy loss itself, composed by FFT.
 
-    It takes nothing from `rdp` except the width of its window and its tilt, so it is a second opinion.
+    The distribution is computed without `rdp`, which only chooses the window and two exponents (far, tilt).
+    The result is the smaller of this bound and RDP's, because both are upper bounds.
     Source:    Koskela et al. 2020; Gopi et al. 2021
     Guarantee: every rounding goes to the safe side, for the removed and for the added example. This includes
-               the rounding of float64: an error of the FFT is added to delta, almost three times as large as
-               the bound that is proved for lengths that are powers of 2 (see FFT_ERROR, _composed_epsilon)
+               the rounding of float64: a bound on the FFT's error is added to delta. For lengths that are
+               powers of 2 such a bound is proved. Ours is almost three times as large, and for our length it
+               is tested and not proved (FFT_ERROR, _composed_epsilon; tests/test_pld.py)
     Errors:    as `epsilon`
     Example:   q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 6.76878
     """
@@ -107,16 +109,19 @@ def _removed_and_added(runs, delta, images) -> tuple[float, float]:
     tilt = _tilt(orders - 1, divergence, delta, math.log(FFT_ERROR * (total_steps + 2) * half**0.5))
     loss = np.arange(-half, half + 1) * (L / half)
 
-    removed, added, slack = [], [], 0.0
+    removed, added = [], []
+    slack = 0.0                          # what the errors of the edges may add to the total loss
     for q, sigma, steps in runs:
         # the loss increases with z, so the cells between grid points are cells of z; the outer two are open
         z, off = _z_of(loss, q, sigma, images)
-        edges, slack = np.r_[-math.inf, z, math.inf], slack + steps * off
+        slack += steps * off
+        edges = np.r_[-math.inf, z, math.inf]
         without, error_without = _normal_mass(edges / sigma)     # under N(0, sigma^2), (PLD_POINTS + 1,)
         present, error_present = 0, 0
         for j, share in enumerate(_times_in_a_lot(q, images)):
             shifted, error_shifted = _normal_mass((edges - j) / sigma)
-            present, error_present = present + share * shifted, error_present + share * error_shifted
+            present = present + share * shifted
+            error_present = error_present + share * error_shifted
         removed.append((present, without, error_present, error_without, off, steps))
         added.append((without[::-1], present[::-1], error_without[::-1], error_present[::-1], off, steps))
     # for added examples the masses are the same, and the loss has the other sign
@@ -175,7 +180,8 @@ def _rdp(q, sigma, orders, images):
 def _tilt(tilts, divergence, delta, log_error) -> float:
     """The smallest tilt that keeps the FFT's error below delta / 10^7 near epsilon (Chernoff's bound).
 
-    With a larger tilt more of the mass would lie beyond the window, where it is counted in full.
+    With a larger tilt more of the tilted mass would lie beyond the window. The FFT wraps it around to the
+    other end, where removing the tilt makes it far too large: the bound would hold, but it would be loose.
     """
     about = np.min(divergence - math.log(delta) / tilts)                 # RDP's epsilon, or a little more
     chernoff = tilts * (divergence - about)                          # log of E[e^(tilt (total - epsilon))]
@@ -207,8 +213,12 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
     L2, with f = FFT_ERROR:
         |error of the total|  <=  f (steps |tilted| + |total|)  <=  f (steps + 1) |tilted|
     """
-    step, points = min(loss[len(loss) // 2 + 1], 700), len(loss)         # the middle of the grid is 0
-    log_lasts, log_moment, log_M, spectrum, error, count = 0.0, 0.0, 0.0, 1.0, 0.0, 0
+    points = len(loss)
+    step = min(loss[points // 2 + 1], 700)   # the middle of the grid is 0; exp overflows at 709
+    log_lasts = 0.0                      # log P(no step has infinite loss)
+    log_moment = 0.0                     # log E[e^(far total)]
+    log_M = 0.0                          # log of the product of all M
+    spectrum, error, count = 1.0, 0.0, 0
     for P, Q, error_P, error_Q, off, steps in pairs:
         mass = _connect_the_dots(P, Q, error_P, error_Q, off, loss, step)
         # what the grid cannot show counts in full: a step of infinite loss, a total beyond its end (Markov)
@@ -219,7 +229,8 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
         log_M += steps * own
         tilted = np.exp(tilt * loss + log_mass - own)
         spectrum = spectrum * np.fft.rfft(np.fft.ifftshift(tilted)) ** float(steps)
-        error, count = max(error, float(np.linalg.norm(tilted))), count + steps
+        error = max(error, float(np.linalg.norm(tilted)))
+        count += steps
     lost = -math.expm1(log_lasts) + math.exp(min(log_moment - far * loss[-1], 0))
     total = np.fft.fftshift(np.fft.irfft(spectrum, points)).clip(min=0)
     error *= FFT_ERROR * (count + 1 + len(pairs))                        # of the powers and their product
@@ -243,8 +254,10 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
 def _connect_the_dots(P, Q, error_P, error_Q, off, loss, step) -> np.ndarray:
     """One step's mass at each point of the grid.
 
-    If the edges of a cell are wrong by up to `off`, it may hold losses from slightly below its lower end.
-    More of its mass then belongs to its upper end: at most a share of (e^step + 1) off / (e^step - 1).
+    If the edges of a cell are wrong by up to `off`, the cell may hold losses slightly below its lower end.
+    They are rounded up to that end, which is safe. But their Q-mass is larger than that of the rounded
+    losses, and a larger Q-mass makes `lower` too large. So a share of the cell's mass, at most
+    (e^step + 1) off e^off / (e^step - 1), is moved from the lower end to the upper one.
     """
     inner = P[1:-1] + error_P[1:-1]
     growth = np.exp(np.minimum(loss[1:], 700))
@@ -259,11 +272,14 @@ def _normal_mass(edges):
     """Phi(b) - Phi(a) for edges a <= b, taken in the tail where both are small, and a bound on its error.
 
     For z < 0 the relative error of ndtr(z) is at most (4 + 2 z^2) EPS [measured: tests/test_pld.py]. That z
-    is rounded twice adds (1 + z^2) EPS. Below z = -37, ndtr is 0.
+    is rounded twice adds (1 + z^2) EPS. From z = -37.7 on down ndtr returns 0; the true mass there is below
+    `tiny`, which is added.
     """
     a, b = edges[:-1], edges[1:]
-    high, low = np.where(a > 0, ndtr(-a), ndtr(b)), np.where(a > 0, ndtr(-b), ndtr(a))
-    z = np.clip(np.where(a > 0, -a, b), -40, 0)
+    right = a > 0                                                        # in the right tail
+    high = np.where(right, ndtr(-a), ndtr(b))
+    low = np.where(right, ndtr(-b), ndtr(a))
+    z = np.clip(np.where(right, -a, b), -40, 0)
     return np.maximum(high - low, 0), (10 + 6 * z**2) * EPS * high + np.finfo(float).tiny
 
 

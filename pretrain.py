@@ -1,7 +1,8 @@
 """pretrain.py -- training on public images alone: an autoencoder, and a diffusion model, the public base.
 
-The ordinary DDPM loop (Ho et al. 2020, Alg. 1) on images that need no protection: drawings made by code, or
-public photographs. With --autoencoder it runs on their latents (Rombach et al. 2022, Sec. 3.2).
+It is the ordinary DDPM training loop (Ho et al. 2020, Alg. 1), on images that need no protection: drawings
+made by code, or public photographs. With --autoencoder it runs on their latents (Rombach et al. 2022, Sec.
+3.2).
 
   $ python pretrain.py                                   # drawn digits: assets/base.pt again, as runs/base.pt
   $ python pretrain.py autoencoder --data folder:PHOTOS --out runs/ae.pt
@@ -197,24 +198,25 @@ def pretrain(s: Settings) -> None:
             shape["image_channels"] = coder.latent_channels
         model = unet.UNet(**shape)
     model.to(device)
-    draw, law = None, ddpm.DRAWS[s.draws]                                # how t is drawn and weighted
-    if s.data in DRAWN:
-        draw = DRAWN[s.data].draw
+    law = ddpm.DRAWS[s.draws]                                            # how t is drawn and weighted
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
-    if draw:
+    draw = None                              # makes new drawings in each step; None: `images` holds all
+    if s.data in DRAWN and coder is None:
+        draw = DRAWN[s.data].draw
+    if draw and s.flip:
+        raise ValueError(f"--flip: expected only with images on disk or with an --autoencoder, because "
+                         f"new {s.data} are drawn in each step")
+    if s.data in DRAWN:
+        pool = POOL if draw is None else 1                               # one drawing shows the shape of all
         with screen.waiting(f"drawing {s.data}"):
-            images, all_labels = draw(1 if coder is None else POOL, torch.Generator().manual_seed(s.seed))
-        draw = draw if coder is None else None
-        if draw and s.flip:
-            raise ValueError(f"--flip: expected only with images on disk or with an --autoencoder, because "
-                             f"new {s.data} are drawn in each step")
+            images, all_labels = DRAWN[s.data].draw(pool, torch.Generator().manual_seed(s.seed))
     else:
         images, all_labels = data.load(s.data, "train", s.data_dir or None, s.size, channels=channels,
                                        white=s.white)
     if model.classes is not None:
         names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
-        # A table of as many rows as there are classes. Only a new network on pixels keeps the rows of its
-        # shape, because the private classes of a run on pixels have to find a row in it.
+        # The table of class embeddings gets one row for each class. The exception is a new network on pixels,
+        # which keeps the rows that UNETS gives it, because each private class of a run needs one of them.
         fitted = bool(s.base) or s.data in DRAWN or coder is not None
         if fitted and names and len(names) != model.classes:
             lora.new_classes(model, names)
@@ -259,7 +261,8 @@ def pretrain(s: Settings) -> None:
 def for_other_latents(model: unet.UNet, channels: int) -> unet.UNet:
     """The same network for latents with another number of channels.
 
-    Layers whose shapes change, the first and the last one, start with random weights.
+    Only the first and the last layer change their shapes. The first one starts with random weights and the
+    last one with zeros, as in a new network.
     """
     new = unet.UNet(**dict(model.config, image_channels=channels))
     old = model.state_dict()

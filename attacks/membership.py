@@ -91,7 +91,7 @@ advantage: the share of members that are called members, minus the share of othe
 This attack is weak: it knows only losses, and its figures are averages over images. If it succeeds without
 noise, an adapter remembers the images it was trained on. If it fails with noise, that proves nothing: with so
 much noise, 64 images teach the adapter little. epsilon bounds what can be found out about a single image;
-python audit.py measures that."""
+python audit.py compares this bound with a stronger attack, on the private step."""
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ A step that was lost with its process was shown to nobody, so running it again w
 look at the private images. The exception is a process that ended because of that very step: because a large
 batch needed too much memory, or because of a time limit.
 
-Only the owner may read a checkpoint, because it holds a fingerprint of the private images. A finished run
-deletes it.
+Only the owner may read a checkpoint, because it holds a fingerprint of the private images, and weights and an
+optimiser's state that are not published. A finished run deletes it.
 
   $ python -m machinery.checkpoint      # writes a file, kills the writer half-way, reads the file
 """
@@ -145,9 +145,10 @@ def _new(path: Path, words: str):
 
 
 def _hold(f) -> bool:
-    """Lock an open file until it is closed; False if another program has. The kernel ends a dead one's lock.
+    """Lock an open file until it is closed. Returns: False if another program holds the lock
 
-    So a lock is seen to be held from another container, too, where process ids are other ones.
+    The kernel releases the lock of a program that has ended. So it can be seen from another container, too,
+    that a lock is held, although process ids differ there.
     """
     if os.name == "nt":
         return True
@@ -172,7 +173,8 @@ def _abandoned(lock: Path, host: str) -> bool:
     there = re.fullmatch(rf"process (\d+) on {re.escape(host)}", _read(lock))
     if not there or os.name == "nt":                                     # Windows has no harmless way to ask
         return False
-    with contextlib.suppress(PermissionError, FileNotFoundError):        # another user's: it lives; or it is gone
+    # PermissionError: it is another user's program, which runs. FileNotFoundError: the lock was removed
+    with contextlib.suppress(PermissionError, FileNotFoundError):
         with open(lock) as f:
             if not _hold(f):
                 return False
@@ -380,7 +382,8 @@ if __name__ == "__main__":
 
     def killed(*_):
         raise KeyboardInterrupt
-    os.fsync, real = killed, os.fsync
+    real = os.fsync
+    os.fsync = killed
     try:
         save(path, dict(settings={"sigma": 1.0}, step=42))
     except KeyboardInterrupt:

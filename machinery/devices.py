@@ -37,10 +37,14 @@ def hardware(device: torch.device) -> str:
         return "units" if torch.cuda.is_bf16_supported(False) else ""
     if device.type != "cpu":
         return ""
-    no = lambda: False                                                  # torch's private names may be missing
-    if getattr(torch.cpu, "_is_amx_tile_supported", no)():
+    # torch's names for these questions are private, so they may be missing
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if amx is not None and amx():
         return "units"
-    return "instructions" if getattr(torch.cpu, "_is_avx512_bf16_supported", no)() else ""
+    avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if avx512 is not None and avx512():
+        return "instructions"
+    return ""
 
 
 def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto") -> str:
@@ -53,9 +57,10 @@ def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto
     """
     if asked != "auto":
         return asked
-    pays = hardware(device) == "units" or hardware(device) == "instructions" and (
-        getattr(network, "patch", 1) > 1)
-    return "bfloat16" if pays else "float32"
+    has, in_patches = hardware(device), getattr(network, "patch", 1) > 1
+    if has == "units" or (has == "instructions" and in_patches):
+        return "bfloat16"
+    return "float32"
 
 
 def kind(device: torch.device) -> dict:

@@ -21,12 +21,13 @@ import torch.distributed as dist
 def start(device: torch.device) -> tuple[int, int, torch.device]:
     """Join the group that torchrun has announced: (rank, ranks, device); without a group (0, 1, device).
 
-    Errors: a device that several processes cannot use, or that not each of them has one of -> ValueError
+    Errors: mps, which several processes cannot share; fewer GPUs than processes on a machine; one GPU by its
+            number -> ValueError
     """
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1, device
-    if device.type == "mps":                     # gloo has no mps, and a fallback may not send anything
+    if device.type == "mps":                     # gloo, the library that sends the sums, does not know mps
         raise ValueError(f"{ranks} processes cannot share mps; expected --device cpu")
     if device.type == "cuda":
         here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()

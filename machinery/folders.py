@@ -112,7 +112,8 @@ def find(path: Path, classes: Sequence[str] | None) -> Found:
         for file in sorted(files, key=lambda f: natural(str(f))):
             usable = file.is_file() or not file.exists()                 # a link to nothing is refused later
             if hidden(file.name):
-                own += [file] if file.suffix.lower() in known else []
+                if file.suffix.lower() in known:
+                    own.append(file)
             elif usable and file.suffix.lower() in known:
                 found.append((file, label))
             else:
@@ -138,10 +139,15 @@ def check_classes(path: Path, there: list[str], classes: Sequence[str] | None) -
     unknown = [name for name in there if alike(name) not in declared]
     if classes is None and any(name.lower() not in SPLITS for name in there):
         return
-    deeper = [name for name in unknown if (inside := subfolders(path / name))
-              and (name.lower() in SPLITS or declared & {alike(i) for i in inside})]
+    deeper = []                              # sub-folders that are a split, or that hold the declared classes
+    for name in unknown:
+        inside = subfolders(path / name)
+        holds_classes = bool(declared & {alike(i) for i in inside})
+        if inside and (name.lower() in SPLITS or holds_classes):
+            deeper.append(name)
     if deeper:
-        meant = next((name for name in deeper if name.lower().startswith("train")), deeper[0])
+        for_training = [name for name in deeper if name.lower().startswith("train")]
+        meant = (for_training + deeper)[0]
         raise ValueError(f"folder:{path} has the sub-folders {few(there)}, which have sub-folders; expected "
                          f"PATH/class/image.png: did you mean {typed(f'folder:{path / meant}')}?")
     if unknown and classes is not None:
@@ -279,7 +285,10 @@ def npz_arrays(path: Path, split: str = "train", white: int = WHITE) -> tuple[np
         hints = {"f": "if white is 1: save (255 * images).round().astype(np.uint8)",
                  "b": "save 255 * images.astype(np.uint8)",
                  "i": "if white is 255: save images.astype(np.uint8); with more levels np.uint16 and --white"}
-        hint = hints.get("i" if images.dtype.kind == "u" else images.dtype.kind, "") if not good else ""
+        hint = ""
+        if not good:
+            kind = "i" if images.dtype.kind == "u" else images.dtype.kind        # uint32 has the same cure
+            hint = hints.get(kind, "")
         if len(shape) == 4 and shape[3] in (1, 3) and pair[0] == "images":
             hint = "channels come first: save images.transpose(0, 3, 1, 2)"
         elif len(shape) == 3 and pair[0] == "images":

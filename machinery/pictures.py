@@ -55,7 +55,7 @@ def fit(image, size: int) -> Tensor:
 def read(file: Path, channels: int, white: int) -> tuple:
     """(a Pillow image of mode L or RGB, its brightest level or None).
 
-    The level is that of grey of 16 bits in a format that does not say which level is white.
+    The level is returned for a grey picture of 16 bits whose format does not say which level is white.
 
     Errors: as `picture`, each a `Refused`
     """
@@ -72,7 +72,7 @@ def read(file: Path, channels: int, white: int) -> tuple:
             deep = np.asarray(image).astype(np.int64)
             if deep.min() < 0 or deep.max() > WHITE:
                 raise ValueError(f"grey levels outside 0 to {WHITE}")
-            kinds = {"I;12": 4_095, "PPM": WHITE}                        # formats that define it
+            kinds = {"I;12": 4_095, "PPM": WHITE}    # the level of white, where packing or format defines it
             own = kinds.get(packed) or kinds.get(opened.format)
             level = int(deep.max()) if own is None else None
             image = Image.fromarray(eight_bits(deep, own or white))
@@ -107,7 +107,7 @@ def packing(opened) -> str:
 def pictures_in(opened) -> int:
     """How many pictures a file holds.
 
-    What belongs to the first one does not count: the preview or the map of light behind a phone's .jpg (MPO),
+    What belongs to the first one does not count: the preview or the gain map that a phone appends to a .jpg,
     the layers of a .psd, and the smaller copies in a slide scanner's .tif.
     """
     frames = getattr(opened, "n_frames", 1)

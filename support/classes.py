@@ -1,10 +1,11 @@
 """classes.py -- the names of the classes, which for private images are declared and never read from them.
 
 Which classes exist among private images, and in which order, may depend on a single image. So their names are
-public constants, declared, like N, before the first private image is read. Each declared class is then found
-by its name among the classes of the public base.
+public constants, declared, like N, before the first private image is read. On a base in pixels each declared
+class then takes the row of the class of that name. On a base in latents the declared classes get a table of
+their own (lora.new_classes).
 
-  $ python -m support.classes            # CIFAR-10's classes, and their numbers in a base of photographs
+  $ python -m support.classes     # CIFAR-10's classes in a table of their own; two by their numbers in a base
 """
 import csv
 import re
@@ -138,7 +139,8 @@ def place(names: list[str] | None, base: list[str] | None, classes: int) -> list
     strangers = [name for name in names if name not in (base or [])]
     if base and not strangers:
         return [base.index(name) for name in names]
-    if base and len(strangers) < len(names) or len(names) > classes:
+    knows_some = bool(base) and len(strangers) < len(names)
+    if knows_some or len(names) > classes:
         mine, its = few(names), few(base or ["without names"])
         raise ValueError(f"the classes {mine} do not fit the {classes} classes of the base, {its}: expected "
                          f"names that it has, or at most {classes} new ones, which take the places of its "

@@ -97,7 +97,8 @@ def recognised_share(net: nn.Sequential, images: Tensor,
     A class without images has None.
     """
     labels = labels.cpu()
-    right, by_class = (features(net, images).argmax(1) == labels).double(), []
+    right = (features(net, images).argmax(1) == labels).double()
+    by_class = []
     for c in range(net[-1].out_features):
         chosen = right[labels == c]
         by_class.append(chosen.mean().item() if len(chosen) else None)

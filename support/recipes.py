@@ -27,8 +27,9 @@ def of(name: str, N: int = 0) -> dict:
         N = N or data.KNOWN[kind].N
     if N >= 100_000:
         settings["delta"] = float(f"1e-{len(str(N))}")                   # below 1/N; for CelebA the paper's
-    if N and max(1, N // 4) < settings.get("B", B):
-        settings["B"] = max(1, N // 4)                                   # from the declared N: it is public
+    quarter = max(1, N // 4)                                             # of the declared N, which is public
+    if N and quarter < settings.get("B", B):
+        settings["B"] = quarter
     return settings
 
 

@@ -146,8 +146,8 @@ def read_config(folder: Path) -> dict:
 def load(folder: Path, public: bool = False, base_path: str | None = None) -> Run:
     """A finished run: its public base with its private adapter merged in; public=True: the base alone.
 
-    base_path: file of the base; None: the path in config.json, looked for here, in the folders above the run
-               and in assets/
+    base_path: file of the base; None: the path in config.json. If there is no such file, it is looked for in
+               the folders above the run and, by its name, in assets/
     Errors:    not the folder of a run, or its base is missing or has changed -> ValueError
     """
     folder, config = Path(folder), read_config(folder)

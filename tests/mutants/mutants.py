@@ -706,7 +706,8 @@ MUTANTS = [
            LOOP + "a_folder_with_a_checkpoint_is_refused_by_its_readers_and_finished_by_resume"),
     # --- the audit
     Mutant("the audit compares with the loose bound", "audit.py",
-           "return tight if q == 1 else proven", "return proven", "Noise that is 15% too small passes.",
+           "fine = found.epsilon <= tight", "fine = found.epsilon <= proven",
+           "Noise that is 15% too small passes.",
            AUDIT + "at_q_1_the_verdict_goes_by_the_tight_value"),
     # --- samples and files
     Mutant("another base under the same name", "support/runs.py",
