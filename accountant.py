@@ -57,10 +57,11 @@ def rdp(q: float, sigma: float, orders) -> np.ndarray:
 
         A_a = E_{z ~ N(0, sigma^2)} [ (1 + x)^a ],   1 + x = 1 - q + q exp((2z - 1) / (2 sigma^2))
 
-    z is the noisy sum in units of C, along the gradient of the one example that differs. Without the example
-    z has the density of N(0, sigma^2). With it, z has that of (1 - q) N(0, sigma^2) + q N(1, sigma^2), and
-    1 + x is the ratio of the second density to the first. So RDP(a) is the divergence of "with" from
-    "without". The opposite divergence is not larger (ibid., Thm 5), so the result covers both.
+    z is the noisy sum less what the other examples contribute, in units of C, along the gradient of the one
+    example that differs, which is taken to have norm C. Without the example z has the density of
+    N(0, sigma^2). With it, z has that of (1 - q) N(0, sigma^2) + q N(1, sigma^2), and 1 + x is the ratio of
+    the second density to the first. So RDP(a) is the divergence of "with" from "without". The opposite
+    divergence is not larger (ibid., Thm 5), so the result covers both.
     Shapes:    orders: array-like of reals > 1 -> array of the same shape
     Units:     q: sampling rate; sigma: noise / sensitivity; both without unit. The result is in nats
     Guarantee: n steps have RDP n * rdp(...), because composition adds up the RDP at each order

@@ -11,11 +11,12 @@ So the frequencies of any event, with the canary and without it, give a lower bo
   $ python audit.py --break all           # eight faults, a line each
   $ python -m attacks.membership          # a weak attack on real images: which were in the training set?
 
-A lower bound above the proven epsilon shows a fault. A lower bound below it proves nothing, because an audit
-tries one canary, one direction and one kind of guess, on a model of eight weights. It does not see a fault
-that this canary does not touch, what a better guess would find, weak random numbers, lots that are drawn
-differently in the real run, or a leak outside the step, such as a printed loss or a tuned setting. The proof
-is in dpsgd.py and accountant.py, and no audit replaces reading it.
+A lower bound above an upper bound on epsilon shows a fault; the verdict takes the smaller of two upper
+bounds, `tight`. A lower bound below it proves nothing, because an audit tries one canary, one direction and
+one kind of guess, on a model of eight weights. It does not see a fault that this canary does not touch, what
+a better guess would find, weak random numbers, lots that are drawn differently in the real run, or a leak
+outside the step, such as a printed loss or a tuned setting. The proof is in dpsgd.py and accountant.py, and
+no audit replaces reading it.
 """
 import itertools
 import math
@@ -182,8 +183,6 @@ def upper_bounds(q: float, sigma: float, steps: int, delta: float) -> tuple[floa
     return accountant.epsilon(q, sigma, steps, delta)[0], tight
 
 
-
-
 def histogram(without, present, rows: int = 18, width: int = 40) -> str:
     """A histogram of both sets of scores as text, side by side. A dot stands for less than half a mark."""
     without, present = np.asarray(without), np.asarray(present)
@@ -271,7 +270,7 @@ def audit(step: Callable, runs: int, delta: float, seed: int, **world) -> tuple[
 
 
 def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
-    """Print one audit in full. Returns: whether the lower bound agrees with what is proven"""
+    """Print one audit in full. Returns: whether the lower bound is at most `tight`"""
     proven, tight = upper_bounds(world["q"], world["sigma"], world["steps"], delta)
     without, present, found = audit(step, runs, delta, seed, **world)
     fine = found.epsilon <= tight

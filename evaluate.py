@@ -76,8 +76,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def reference(net: nn.Module, real: Tensor, batch: int = 500, desc: str | None = None) -> dict:
     """mu and S of the features of all real images; halves: the distance between two random halves of them.
 
-    `halves` is the distance of two equally good sets of half the size. Fewer images have a larger distance,
-    so samples as good as the real images have one of about `halves` only if there are as many of them.
+    `halves` says how large the distance of two equally good sets is. It grows as the sets shrink, so a set of
+    far fewer samples has a larger one, even if they are as good as the real images.
     """
     f = classifiers.features(net, real, batch, desc)
     half, other = f[torch.randperm(len(f), generator=torch.Generator().manual_seed(0))].chunk(2)

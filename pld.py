@@ -180,8 +180,9 @@ def _rdp(q, sigma, orders, images):
 def _tilt(tilts, divergence, delta, log_error) -> float:
     """The smallest tilt that keeps the FFT's error below delta / 10^7 near epsilon (Chernoff's bound).
 
-    With a larger tilt more of the tilted mass would lie beyond the window. The FFT wraps it around to the
-    other end, where removing the tilt makes it far too large: the bound would hold, but it would be loose.
+    With a larger tilt more of the tilted mass would lie beyond the window. The FFT wraps it around, and
+    removing the tilt makes it far too large there. Below epsilon it does not count. With a tilt that is much
+    too large it also reaches losses above epsilon: the bound would hold, but it would be loose.
     """
     about = np.min(divergence - math.log(delta) / tilts)                 # RDP's epsilon, or a little more
     chernoff = tilts * (divergence - about)                          # log of E[e^(tilt (total - epsilon))]

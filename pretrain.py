@@ -215,8 +215,8 @@ def pretrain(s: Settings) -> None:
                                        white=s.white)
     if model.classes is not None:
         names = list(DRAWN[s.data].NAMES) if s.data in DRAWN else class_names(s.data)
-        # The table of class embeddings gets one row for each class. The exception is a new network on pixels,
-        # which keeps the rows that UNETS gives it, because each private class of a run needs one of them.
+        # The table of class embeddings gets one row for each class. The exception is a new network on pixels
+        # of images from disk. It keeps the rows that UNETS gives it, because each private class needs one.
         fitted = bool(s.base) or s.data in DRAWN or coder is not None
         if fitted and names and len(names) != model.classes:
             lora.new_classes(model, names)

@@ -9,8 +9,8 @@ A step that was lost with its process was shown to nobody, so running it again w
 look at the private images. The exception is a process that ended because of that very step: because a large
 batch needed too much memory, or because of a time limit.
 
-Only the owner may read a checkpoint, because it holds a fingerprint of the private images, and weights and an
-optimiser's state that are not published. A finished run deletes it.
+Only the owner may read a checkpoint, because it holds a fingerprint of the private images. A finished run
+deletes it.
 
   $ python -m machinery.checkpoint      # writes a file, kills the writer half-way, reads the file
 """

@@ -2,8 +2,8 @@
 
 Which classes exist among private images, and in which order, may depend on a single image. So their names are
 public constants, declared, like N, before the first private image is read. On a base in pixels each declared
-class then takes the row of the class of that name. On a base in latents the declared classes get a table of
-their own (lora.new_classes).
+class then takes the row of the class of that name, or, if the base knows none of the names, they take its
+rows in order. On a base in latents the declared classes get a table of their own (lora.new_classes).
 
   $ python -m support.classes     # CIFAR-10's classes in a table of their own; two by their numbers in a base
 """

@@ -44,8 +44,8 @@ NOT_COVERED = [
     "rounding: on a GPU or with several threads gradients (on a GPU latents, too) may depend on other "
     "images, which epsilon ignores",
     "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, or both",
-    "whoever can read checkpoint.pt, which holds unpublished weights, or the memory of the process (also in "
-    "core files and swap), which holds the key",
+    "whoever can read checkpoint.pt, which holds a fingerprint of the private images, or the memory of the "
+    "process (also in core files and swap), which holds the key",
     "a crash that depends on the batch (memory, time): --resume then draws that step's batch again",
 ]
 

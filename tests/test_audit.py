@@ -131,12 +131,19 @@ def test_every_fault_is_caught(name):
     assert found.epsilon > proven, f"{name}: {found} against {proven}"
 
 
-def test_at_q_1_the_verdict_goes_by_the_tight_value(monkeypatch):
-    """A lower bound between the tight value and the proven one is a contradiction: tight is exact."""
-    proven, tight = audit.upper_bounds(1.0, 1.0, 1, 1e-5)
+@pytest.mark.parametrize("q", [1.0, 0.2])
+def test_the_verdict_goes_by_the_tight_value(q, monkeypatch, capsys):
+    """A lower bound between the tight value and the proven one is a contradiction: both are upper bounds."""
+    world = WORLD | dict(q=q)
+    proven, tight = audit.upper_bounds(q, world["sigma"], world["steps"], 1e-5)
+    assert tight < proven
     for epsilon, fine in ((0.999 * tight, True), ((tight + proven) / 2, False)):
         monkeypatch.setattr(audit, "lower_bound", lambda *_: audit.Finding(epsilon, "", 0.5, 0.5))
-        assert audit.show(dpsgd.private_gradient, 1000, 1e-5, 0, **WORLD) == fine
+        assert audit.show(dpsgd.private_gradient, 1000, 1e-5, 0, **world) == fine
+        capsys.readouterr()
+        monkeypatch.setattr(audit, "BROKEN", {})
+        audit.show_all(1000, 1e-5, 0, **world)
+        assert ("BROKEN" in capsys.readouterr().out) == (not fine)
 
 
 # --- membership

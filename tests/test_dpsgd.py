@@ -133,9 +133,10 @@ def test_an_images_gradient_is_the_same_to_the_last_bit_in_any_company(targets, 
     assert found[0].norm() > 0.1
 
 
-@pytest.mark.parametrize("file, channels, side, what", [
-    ("base.pt", 1, 28, "lora+embed"), ("base.pt", 1, 28, "lora+conv"), ("photos.pt", 4, 16, "lora+conv")])
-def test_and_so_it_is_in_the_networks_of_the_adapters_that_ship(file, channels, side, what):
+@pytest.mark.parametrize("file, channels, side, what, K", [
+    ("base.pt", 1, 28, "lora+embed", 8), ("base.pt", 1, 28, "lora+conv", 1),
+    ("photos.pt", 4, 16, "lora+conv", 1), ("faces.pt", 8, 16, "lora+conv", 2)])
+def test_and_so_it_is_in_the_networks_of_the_adapters_that_ship(file, channels, side, what, K):
     """With the default chunk and precision, on one thread: alone, and as the last of a full chunk."""
     model = base.load(f"assets/{file}").model
     lora.inject(model, 16, 16, lora.TARGETS[what])
@@ -146,8 +147,8 @@ def test_and_so_it_is_in_the_networks_of_the_adapters_that_ship(file, channels, 
     def gradients(*args):
         with devices.autocast(torch.device("cpu"), model):
             return dpsgd.per_sample_grads_by_copies(losses, *args)
-    per_sample, _ = dpsgd.full_chunks(gradients, 128)
-    ex = examples(128, K=1, side=side, channels=channels)
+    per_sample, size = dpsgd.full_chunks(gradients, 128 // K)
+    ex = examples(size, K, side, channels)
     alone = per_sample(trainable, *(e[:1] for e in ex))
     last = per_sample(trainable, *(e.flip(0) for e in ex))
     for name in trainable:

@@ -196,8 +196,8 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "other images, which epsilon ignores",
             "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, "
             "or both",
-            "whoever can read checkpoint.pt, which holds unpublished weights, or the memory of the process "
-            "(also in core files and swap), which holds the key",
+            "whoever can read checkpoint.pt, which holds a fingerprint of the private images, or the memory "
+            "of the process (also in core files and swap), which holds the key",
             "a crash that depends on the batch (memory, time): --resume then draws that step's batch again"]}
     for public in (train.check(train.Settings(epsilon=float("inf"))), train.check(train.Settings(seed=0))):
         said = privacy_report.after(public, 0.0 if public.seed is None else 5.0, 110)

@@ -23,7 +23,7 @@ def shipped(name):
 
 @pytest.mark.parametrize("numbers", ["uniform", "of many sizes"])
 def test_an_fft_of_the_full_length_is_as_exact_as_its_bound(numbers):
-    """Forth and back, beside the same in long double, whose own error is some 2,000 times smaller."""
+    """There and back, beside the same in long double, whose own error is some 2,000 times smaller."""
     if np.finfo(np.longdouble).eps > 2e-19:
         pytest.skip("this machine has no long double that is finer than float64")
     x = np.random.default_rng(0).random(3**13)

@@ -708,7 +708,7 @@ MUTANTS = [
     Mutant("the audit compares with the loose bound", "audit.py",
            "fine = found.epsilon <= tight", "fine = found.epsilon <= proven",
            "Noise that is 15% too small passes.",
-           AUDIT + "at_q_1_the_verdict_goes_by_the_tight_value"),
+           AUDIT + "the_verdict_goes_by_the_tight_value[1.0]"),
     # --- samples and files
     Mutant("another base under the same name", "support/runs.py",
            'if sha256 != config["base_sha256"]:', "if not sha256:",
