@@ -203,10 +203,10 @@ def dpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 50, eta:
 
         D = x0 + h / (2 h_last) (x0 - last_x0),    h = lambda_next - lambda,    lambda = log sqrt(a / (1 - a))
 
-    h_last is the h of the jump before. A jump of DDIM goes towards x0, the image that x and the predicted noise imply. Here it goes towards D,
-    which is x0 extrapolated to the middle of the jump; that is the update of Alg. 2. The error then falls
-    with the square of 1/steps. At the first jump there is no last_x0, and at the last one lambda_next is
-    infinite, so these two are jumps of DDIM.
+    h_last is the h of the jump before. A jump of DDIM goes towards x0, the image that x and the predicted
+    noise imply. Here it goes towards D, which is x0 extrapolated to the middle of the jump; that is the
+    update of Alg. 2. The error then falls with the square of 1/steps. At the first jump there is no last_x0,
+    and at the last one lambda_next is infinite, so these two are jumps of DDIM.
     eta is not used, because only the start is random. Shapes, Errors: as ddim_sample
     """
     if not 0 <= guidance < math.inf:

@@ -148,7 +148,8 @@ def test_and_so_it_is_in_the_networks_of_the_adapters_that_ship(file, channels, 
         with devices.autocast(torch.device("cpu"), model):
             return dpsgd.per_sample_grads_by_copies(losses, *args)
     per_sample, size = dpsgd.full_chunks(gradients, 128 // K)
-    ex = examples(size, K, side, channels)
+    x0, labels, t, noise = examples(size, K, side, channels)
+    ex = x0, labels % model.classes, t, noise
     alone = per_sample(trainable, *(e[:1] for e in ex))
     last = per_sample(trainable, *(e.flip(0) for e in ex))
     for name in trainable:
