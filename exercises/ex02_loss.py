@@ -5,9 +5,10 @@ each image K times. Draw k of image i is x_ik, the image noised to level t_ik:
 
     loss_i = (1/K) sum_k  || noise_ik - model(x_ik, t_ik, label_i) ||^2 / (CHW)
 
-The mean over k is taken HERE, inside the loss of image i. So an image has ONE loss and ONE gradient, which is
-later cut to a fixed length C (ex07). That is why K draws cost no privacy. (The code that the authors of
-DP-LoRA published does not take this mean before it cuts. What follows from that is a question of track 2.)
+The mean over k is taken HERE, inside the loss of image i. So an image has ONE loss and ONE gradient, which
+ex07 shortens to length C if it is longer. That is why K draws cost no privacy. (The code that the authors of
+DP-LoRA published clips the gradient of each draw by itself and adds all K up. What follows from that is a
+question of track 2.)
 Hint:     x0[:, None] broadcasts against K draws. The model wants (n K, C, H, W), where the rows i K to
           i K + K - 1 belong to image i
 Grade:    python -m pytest exercises -k ex02

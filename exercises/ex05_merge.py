@@ -2,9 +2,9 @@
 
     W' = W + (lora_alpha / r) B A
 
-The merged layer computes the same function at the price of a plain one. Merging reads only numbers that are
-already private, so it is post-processing and spends no epsilon. It also shows what was published: an update
-of W of rank at most r.
+The merged layer computes the same function at the price of a plain one. Merging reads only weights that the
+private run has released, so it is post-processing and spends no epsilon. It also shows what was published: an
+update of W of rank at most r.
 Look at:  `python lora.py`
 Hint:     which of B A and A B has the shape of W?
 Grade:    python -m pytest exercises -k ex05

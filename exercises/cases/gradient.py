@@ -65,7 +65,9 @@ def clippings():
         return float(f({"a": tiny.clone()}, C)["a"].double().norm()) / C
     yield Case("C = 1e-25, a gradient of norm 200 C", "in float32 the square of 2e-23 is 0, so a norm that "
                "is computed in float32 is 0 here, and a gradient that is 200 times too long passes as it is. "
-               "Take the squares in float64: g.double().",
+               "Take the squares in float64: g.double(). (If your result is far below 1, a small constant was "
+               "added to the norm. That is private, but it leaves nothing of the gradient. No constant is "
+               "needed: C / 0 = inf.)",
                {"grads": {"a": tiny}, "C": C, "measured": "norm of the sum / C"}, length, expected=1.0)
     for n in (2, 7, 40):
         yield say(AFRESH, f"the rules are the same for {n} gradients in three tensors of different shapes.",
@@ -115,6 +117,11 @@ def steps():
         return max(sizes)
     yield Case("the largest part", "per_sample gets at most `chunk` examples at a time, because that bounds "
                "the memory.", dict(lot="7 images", chunk=2), largest)
+
+    def precision(f):
+        return str(f(rows, {name: p.clone() for name, p in PARAMS.items()}, lot(1, 1, 1), **four)["w"].dtype)
+    yield Case("the precision of the result", "add in float64, and return the precision of params, which is "
+               "float32 here.", dict(params="two tensors in float32"), precision)
 
     ten = dict(C=10.0, sigma=2.0, B=4.0)
     yield say("noise", "it is sigma C times the normals that were passed in, one for each number, in the "
