@@ -2,6 +2,9 @@
 
   $ python -m machinery.devices        # what "auto" means on this machine
 """
+import hashlib
+import platform
+
 import torch
 
 
@@ -63,14 +66,27 @@ def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto
     return "float32"
 
 
+def processor() -> str:
+    """The model of the processor. A matrix library chooses its code by it."""
+    names = ("vendor_id", "cpu family", "model", "stepping", "CPU ")     # "CPU implementer", ...: ARM
+    try:
+        with open("/proc/cpuinfo") as file:
+            first = file.read().partition("\n\n")[0].splitlines()
+    except OSError:                                                      # not Linux
+        return platform.processor()
+    return ", ".join(" ".join(line.split()) for line in first if line.startswith(names))
+
+
 def kind(device: torch.device) -> dict:
     """What the rounding of a gradient depends on. All ranks have to agree on it.
 
     If one image is taken out of the list, all images behind it move to another rank, and they must have the
     same gradients there.
     """
-    facts = dict(device=device.type, bfloat16=hardware(device), torch=torch.__version__,
-                 processor=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads())
+    build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:16]    # with its matrix library
+    facts = dict(device=device.type, bfloat16=hardware(device), torch=torch.__version__, build=build,
+                 processor=processor(), capability=torch.backends.cpu.get_cpu_capability(),
+                 threads=torch.get_num_threads())
     if device.type == "cuda":
         facts |= dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda,
                       cudnn=torch.backends.cudnn.version())

@@ -118,8 +118,8 @@ def agree(facts: dict) -> None:
     first_rank = everyone[0]
     different = [name for name in facts if any(other.get(name) != first_rank.get(name) for other in everyone)]
     if different:
-        raise ValueError(f"the ranks differ in {', '.join(different)}; expected the same flags and the same "
-                         f"files on every machine, since each rank takes its share of one list of images")
+        raise ValueError(f"the ranks differ in {', '.join(different)}; expected the same flags, files and "
+                         f"processors on every machine, since each rank takes its share of one list of images")
 
 
 def answered(collective, *args) -> None:

@@ -353,7 +353,7 @@ def test_ranks_compare_what_the_rounding_of_a_gradient_depends_on(monkeypatch):
     assert finetune("--out", "run", "--steps", 1)[0] == 0
     kind = devices.kind(torch.device("cpu"))
     assert kind.items() <= compared[0].items()
-    assert {"device", "bfloat16", "torch", "processor", "threads"} <= kind.keys()
+    assert {"device", "bfloat16", "torch", "build", "processor", "capability", "threads"} <= kind.keys()
 
 
 @pytest.mark.parametrize("hardware, pixels, latents", [

@@ -1,4 +1,5 @@
 """Properties of pld.py: several runs on the same images, and several images of one person."""
+import functools
 import math
 
 import numpy as np
@@ -142,6 +143,47 @@ def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
         assert np.maximum(P - math.exp(epsilon) * Q, 0).sum() * (z[1] - z[0]) <= delta * (1 + 1e-5)
     tight = np.maximum(into - math.exp(epsilon) * out, 0).sum() * (z[1] - z[0])
     assert tight == pytest.approx(delta, rel=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("q, sigma", [(1.0, 1.0), (0.3, 0.7)])
+def test_bounded_normals_add_to_delta_what_k_images_are_charged_for(q, sigma, epsilon, monkeypatch):
+    """The definition, integrated over the plane of one pair: k = 2 images move it by j / sigma, together."""
+    reach = 3.5                                                          # 13.3: nothing could be seen
+    for name, value in dict(REACH=reach, UNSEEN=0.1, MOST_PAIRS=1).items():
+        monkeypatch.setattr(pld, name, value)
+    x, y = np.meshgrid(np.linspace(-9, 12, 1401), np.linspace(-9, 9, 1201))
+
+    def delta(epsilon, longest, way):
+        at = []
+        for move in (0, 1 / sigma, 2 / sigma):
+            squared = (x - move)**2 + y**2
+            density = np.exp(-squared / 2) * (squared <= longest**2)
+            at.append(density / density.sum())
+        P, Q = (at[0], sum(share * a for share, a in zip(scipy.stats.binom.pmf(range(3), 2, q), at)))[::way]
+        return np.maximum(P - math.exp(epsilon) * Q, 0).sum()
+    added = pld._beyond_reach([(q, sigma, 1)], 2)
+    for way in (1, -1):
+        assert delta(epsilon + 2 * 0.1, reach, way) <= delta(epsilon, math.inf, way) + added < 1
+    assert epsilon < 8 or delta(epsilon, reach, -1) > delta(epsilon, math.inf, -1) + added / 10
+
+
+def test_a_move_takes_bounded_normals_out_of_reach_most_often_if_it_is_all_in_one_pair():
+    far = functools.partial(scipy.stats.ncx2.sf, pld.REACH**2, 2)
+    rng = np.random.default_rng(0)
+    for move in (3.0, 8.0, pld.REACH - 1):
+        for pairs in (2, 5, 50):
+            parts = rng.dirichlet(np.full(pairs, 0.3)) * move**2
+            assert far(parts).sum() <= far(move**2) + (pairs - 1) * math.exp(-pld.REACH**2 / 2)
+
+
+def test_so_many_images_that_bounded_normals_give_them_away_have_no_epsilon():
+    """P(a pair that 30 images move is out of reach in one of the steps) > delta, whatever epsilon is."""
+    q, sigma, steps = 512 / 23_233, 0.55, 200
+    shares = scipy.stats.binom.pmf(range(31), 30, q)
+    seen = shares[1:] @ scipy.stats.ncx2.sf(pld.REACH**2, 2, (np.arange(1, 31) / sigma)**2)
+    assert 1 - (1 - seen)**steps > 1e-5
+    assert pld.joint_epsilon([(q, sigma, steps)], 1e-5, images=30) == math.inf
 
 
 def test_what_the_documents_say_of_two_runs_and_of_two_images_is_rounded_up():
