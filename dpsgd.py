@@ -110,7 +110,7 @@ def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
 # (2) The noise is added in float64. The result is rounded to whole multiples of a larger unit, `grid`, and
 #     after that to the precision of the weights. Float64 cannot hold every real number, so there are gaps
 #     between the values that the noise can take. More than 2^16 of these values are rounded to each multiple
-#     of `grid`, so the gaps do not show in the result.
+#     of `grid` (except for very long noise: machinery/secret.py:tail), so the gaps do not show in the result.
 # Without these rules a published number could reveal the sum in three ways.
 # (a) A sum in floating point is rounded in a way that depends on all examples.
 # (b) Noise in float32 has gaps that are wide enough to be seen.

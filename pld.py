@@ -18,7 +18,7 @@ from scipy.stats import ncx2
 import accountant
 from accountant import check
 from machinery import screen
-from machinery.secret import REACH
+from machinery.secret import FINE
 
 PLD_POINTS = 3**13           # 1.6 million points of the loss; odd, so that the grid is symmetric about loss 0
 
@@ -66,11 +66,13 @@ def pld_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
                the rounding of float64: a bound on the FFT's error is added to delta. For lengths that are
                powers of 2 such a bound is proved. Ours is almost three times as large, and for our length it
                is tested and not proved (FFT_ERROR, _composed_epsilon; tests/test_pld.py)
+               The normals are taken for Gaussian; machinery/secret.py:tail bounds what the difference adds to
+               delta
     Errors:    as `epsilon`
     Example:   q=.04, sigma=1.5, steps=2250, delta=1e-5 -> 6.76878
     """
     check(q=q, sigma=sigma, steps=steps, delta=delta)
-    return _unbounded([(q, sigma, steps)], delta, 1)
+    return _gaussian([(q, sigma, steps)], delta, 1)
 
 
 def joint_epsilon(runs, delta: float, images: int = 1) -> float:
@@ -80,7 +82,8 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     step is therefore N(0, sigma^2) against a mixture of N(j, sigma^2).
     Source:    Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling", Thm 1.1
     Shapes:    runs: a list of (q, sigma, steps)
-    Guarantee: as `pld_epsilon`, but for the bounded normals of machinery/secret.py (`_beyond_reach`)
+    Guarantee: as `pld_epsilon`, and also for the normals of machinery/secret.py, of which very long ones are
+               not Gaussian (`_too_far`)
     Errors:    images not whole, below 1 or above 1000 -> ValueError; else as `epsilon`
     Example:   [(.00853, .4526, 110)], delta=1e-5, images=2 -> 14.93, less than twice the 8.13 of one image
     """
@@ -89,14 +92,16 @@ def joint_epsilon(runs, delta: float, images: int = 1) -> float:
     if not 1 <= images <= 1000 or int(images) != images:
         raise ValueError(f"images = {images}, expected a whole number from 1 to 1000")
     runs = [run for run in runs if run[2] > 0]
+    if not runs:
+        return 0.0
     if any(sigma == 0 for _, sigma, _ in runs):
         return math.inf
-    delta -= _beyond_reach(runs, images)
-    return _unbounded(runs, delta, images) + 2 * UNSEEN if delta > 0 else math.inf
+    delta -= _too_far(runs, images) * (1 + 1e-10)
+    return _gaussian(runs, delta, images) + 2 * UNSEEN if delta > 0 else math.inf
 
 
-def _unbounded(runs, delta: float, images: int) -> float:
-    """`joint_epsilon` for unbounded normals."""
+def _gaussian(runs, delta: float, images: int) -> float:
+    """`joint_epsilon` for exact Gaussian noise."""
     runs = [run for run in runs if run[2] > 0]
     if not runs:
         return 0.0
@@ -109,41 +114,42 @@ def _unbounded(runs, delta: float, images: int) -> float:
     return min(tight, accountant.composed_epsilon(runs, delta))
 
 
-UNSEEN = 1e-9                # at most this, twice, is added to epsilon for bounded normals
-MOST_PAIRS = 2**29           # of normals in a step; a network of 2^30 weights has so many
+UNSEEN = 1e-6                # at most twice this is added to epsilon, for normals that are not Gaussian
+MOST_PAIRS = 2**28           # of normals in a step; a network of 2^28 weights has half as many
 
 
-def _beyond_reach(runs, images: int) -> float:
-    """What the bounded normals of machinery/secret.py add to delta, where one person has `images` images.
+def _too_far(runs, images: int) -> float:
+    """What normals that are not Gaussian add to delta, where one person has `images` images.
 
-    No pair of them is longer than REACH; a pair of unbounded ones is with probability tau = 2^-128. In units
-    of sigma C, j images in a lot move the sum by at most j / sigma. Let A(J) be the set of noisy sums within
-    reach if J is the set of the person's images in the lot. The distribution that bounded normals give is then
-    that of unbounded ones, cut to A(J) and scaled up by a factor that is 1 to within `steps` pairs tau.
+    A pair of the normals of machinery/secret.py is longer than FINE with probability tau = 2^-100. Shorter
+    pairs are taken for Gaussian. Of longer ones nothing is assumed, and that there is one is added to delta.
+    In units of sigma C, j images in a lot move the sum by at most j / sigma. Let A(J) be the set of noisy sums
+    that no pair longer than FINE is needed for if J is the set of the person's images in the lot.
 
-    Removed:  the sums outside A(none) cannot be explained without the person, so their probability with the
-              person is added to delta. A pair that is moved by s is longer than REACH with probability
-              f(s^2) = ncx2.sf(REACH^2, 2, s^2). This f is convex up to s = REACH - 1, so the worst case is
-              that all of j / sigma falls on one pair; beyond, 1 is taken for it.
-    Added:    the sums are now those without the person, with the density p. What the cuts take away from the
-              mixture over J is more than eta (1 - q)^k p with probability at most pairs tau / (eta (1 - q)^k)
-              (Markov), which is added to delta. Otherwise it is less than the share eta of the mixture, which
-              adds eta to epsilon. With q = 1 there is one J, and the sums outside A(J) count as above.
+    Removed: the sums outside A(none) may be impossible without the person, so their probability with the
+             person is added to delta. A pair that is moved by s is longer than FINE with probability f(s^2) =
+             ncx2.sf(FINE^2, 2, s^2). This f is convex up to s = FINE - 0.2, so the worst case is that all of
+             j / sigma falls on one pair. Above, 1 is taken for it.
+    Added:   the sums are now those without the person, with the density p. What the pairs longer than FINE
+             have of the mixture over J is more than eta (1 - q)^k p with probability at most pairs tau / (eta
+             (1 - q)^k), by Markov's inequality, which is added to delta. Otherwise it is less than the share
+             eta of the mixture, which adds about eta to epsilon. Here k is `images`, and eta is UNSEEN over
+             the number of all steps. With q = 1 there is one J, and the sums outside A(J) count as above.
     """
-    tau, total_steps = math.exp(-REACH**2 / 2), sum(steps for _, _, steps in runs)
+    tau, total_steps = math.exp(-FINE**2 / 2), sum(steps for _, _, steps in runs)
     log_kept, added = 0.0, 0.0
     for q, sigma, steps in runs:
-        moved = np.arange(1, images + 1) / sigma
-        far = np.where(moved < REACH - 1, ncx2.sf(REACH**2, 2, np.minimum(moved, REACH)**2), 1.0)
+        moved = np.minimum(np.arange(1, images + 1) / max(sigma, 1e-300), FINE)
+        far = np.where(moved < FINE - 0.2, ncx2.sf(FINE**2, 2, moved**2), 1.0)
         lost = min(1 - EPS, float(_times_in_a_lot(q, images)[1:] @ far) + MOST_PAIRS * tau)
         log_kept += steps * math.log1p(-lost)
-        if q < 1:
-            added += steps * MOST_PAIRS * tau * total_steps / UNSEEN * math.exp(min(-images * math.log1p(-q), 700))
+        absent = math.exp(max(images * math.log1p(-q), -700)) if q < 1 else 0    # no image in a lot: (1 - q)^k
+        added += steps * (MOST_PAIRS * tau * total_steps / UNSEEN / absent if q < 1 else lost)
     return max(-math.expm1(log_kept), min(added, 1.0))
 
 
 def _removed_and_added(runs, delta, images) -> tuple[float, float]:
-    """`_unbounded` for removed examples, and for added ones. The larger of the two counts."""
+    """`_gaussian` for removed examples, and for added ones. The larger of the two counts."""
     # the window [-L, L]: by Markov's inequality the total loss exceeds L with probability below delta / 10^7
     orders = 1 + np.geomspace(1e-3, 1e6, 120)
     divergence = sum(steps * _rdp(q, sigma, orders, images) for q, sigma, steps in runs)
@@ -367,8 +373,8 @@ def main() -> None:
             print(f"{screen.count(len(runs), 'run')}, {screen.count(a.images, 'image')} a person: epsilon = "
                   f"{spent:.4f} at delta = {a.delta:g}")
             if spent == math.inf:
-                print("inf: so many images stand out, because the noise is bounded, or the grid is too coarse "
-                      "for so many images or steps or for so small a delta. No bound is shown")
+                print("inf: the noise does not hide so many images, or so many steps at so small a delta, or "
+                      "the grid is too coarse for them. No bound is shown")
         else:
             show_comparison(SETTINGS if a.sigma is None else [(a.q, a.sigma, a.steps, a.delta)])
 

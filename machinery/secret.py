@@ -24,6 +24,7 @@ from torch import Tensor
 
 KEY_BYTES = 32
 REACH = math.sqrt(2 * 128 * math.log(2))         # 13.3: the largest radius sqrt(x^2 + y^2) of a pair (x, y)
+FINE = math.sqrt(2 * 100 * math.log(2))          # 11.8: above it the possible radii lie too far apart
 
 
 def new_key(seed: int | None = None) -> bytes:
@@ -76,16 +77,18 @@ class Secret(NamedTuple):
 
 
 def tail(epsilon: float, steps: int, weights: int) -> float:
-    """The extra delta that is needed because sampled noise is bounded.
+    """The extra delta that is needed because very long pairs of normals are not Gaussian.
 
-    Here no pair of normals has a radius above REACH. A pair of unbounded normals has one with probability
-    2^-128, and a run has steps * weights / 2 pairs. The probability of any event therefore changes by at most
-    tau = 2^-128 * pairs, both with the image and without it. The latter change counts e^epsilon times, so
-    (1 + e^epsilon) tau is added to delta.
-    Example: epsilon=10, 110 steps, 25,280 weights -> 9e-29, far below a delta of 1e-5
+    The radius of a pair follows from a whole number u 2^128. Where u is small, neighbouring numbers give radii
+    that lie far apart, and u = 2^-128 gives the largest one, REACH. Up to FINE at least five possible radii
+    lie in each unit to which a release is rounded (dpsgd.py:grid). Of longer pairs nothing is assumed here. A
+    pair is longer with probability 2^-100, and a run has steps * weights / 2 pairs. The probability of any
+    event therefore changes by at most tau = 2^-100 * pairs, both with the image and without it. The latter
+    change counts e^epsilon times, so (1 + e^epsilon) tau is added to delta.
+    Example: epsilon=10, 110 steps, 25,280 weights -> 2e-20, far below a delta of 1e-5
     """
     pairs = steps * math.ceil(weights / 2)
-    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * pairs * math.exp(-REACH**2 / 2))
+    return min(1.0, (1 + math.exp(min(epsilon, 700.0))) * pairs * math.exp(-FINE**2 / 2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import data
 import lora
 import pld
 from machinery import checkpoint
-from machinery.secret import REACH, tail
+from machinery.secret import FINE, tail
 from support import classes
 from support.runs import Run
 
@@ -54,15 +54,15 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     """Every public constant of a run as text, before the first private image is read.
 
     trained: the number of trained weights; where: the processes and their device, such as "1 x cpu"
-    Errors:  normals are of bounded length, and that may add more than delta / 100 to delta -> ValueError
+    Errors:  very long normals are not Gaussian, and that may add more than delta / 100 to delta -> ValueError
     """
     s = run.settings
     q = s.B / s.N
     if s.epsilon < math.inf and tail(s.epsilon, s.steps, trained) > s.delta / 100:
         extra = tail(s.epsilon, s.steps, trained)
-        raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals are never longer than "
-                         f"{REACH:.1f} standard deviations, which may add {extra:.1g} to delta, more than "
-                         f"a hundredth of it; lower --epsilon, raise --delta, or pass --epsilon inf")
+        raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals beyond {FINE:.1f} standard "
+                         f"deviations are not Gaussian, which may add {extra:.1g} to delta, more than a "
+                         f"hundredth of it; lower --epsilon, raise --delta, or pass --epsilon inf")
     total = sum(p.numel() for p in run.model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",

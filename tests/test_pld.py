@@ -145,12 +145,12 @@ def test_one_step_on_k_images_has_the_delta_of_its_definition(images):
     assert tight == pytest.approx(delta, rel=1e-3)
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.3, 8.0])
 @pytest.mark.parametrize("q, sigma", [(1.0, 1.0), (0.3, 0.7)])
-def test_bounded_normals_add_to_delta_what_k_images_are_charged_for(q, sigma, epsilon, monkeypatch):
+def test_normals_that_are_cut_add_to_delta_what_k_images_are_charged_for(q, sigma, epsilon, monkeypatch):
     """The definition, integrated over the plane of one pair: k = 2 images move it by j / sigma, together."""
-    reach = 3.5                                                          # 13.3: nothing could be seen
-    for name, value in dict(REACH=reach, UNSEEN=0.1, MOST_PAIRS=1).items():
+    reach = 3.5                                                          # 11.8: nothing could be seen
+    for name, value in dict(FINE=reach, UNSEEN=0.1, MOST_PAIRS=1).items():
         monkeypatch.setattr(pld, name, value)
     x, y = np.meshgrid(np.linspace(-9, 12, 1401), np.linspace(-9, 9, 1201))
 
@@ -162,26 +162,36 @@ def test_bounded_normals_add_to_delta_what_k_images_are_charged_for(q, sigma, ep
             at.append(density / density.sum())
         P, Q = (at[0], sum(share * a for share, a in zip(scipy.stats.binom.pmf(range(3), 2, q), at)))[::way]
         return np.maximum(P - math.exp(epsilon) * Q, 0).sum()
-    added = pld._beyond_reach([(q, sigma, 1)], 2)
+    added = pld._too_far([(q, sigma, 1)], 2)
     for way in (1, -1):
         assert delta(epsilon + 2 * 0.1, reach, way) <= delta(epsilon, math.inf, way) + added < 1
     assert epsilon < 8 or delta(epsilon, reach, -1) > delta(epsilon, math.inf, -1) + added / 10
 
 
-def test_a_move_takes_bounded_normals_out_of_reach_most_often_if_it_is_all_in_one_pair():
-    far = functools.partial(scipy.stats.ncx2.sf, pld.REACH**2, 2)
+def test_a_person_who_is_added_is_charged_for_runs_with_q_1_and_with_q_below_1_together():
+    """As `_too_far` says: by Markov's bound for q < 1, by the sums that are too far away for q = 1."""
+    all_images, few = (1.0, 1.9, 1), (0.8, 1e3, 3)
+    tau = math.exp(-pld.FINE**2 / 2)
+    markov = 3 * pld.MOST_PAIRS * tau * 4 / (pld.UNSEEN * 0.2**15)
+    far = scipy.stats.ncx2.sf(pld.FINE**2, 2, (15 / 1.9)**2)
+    assert 1 / 10 < markov / far < 10
+    assert pld._too_far([all_images, few], 15) >= (markov + far) * (1 - 1e-9)
+
+
+def test_a_move_takes_a_pair_too_far_most_often_if_it_is_all_in_one_pair():
+    far = functools.partial(scipy.stats.ncx2.sf, pld.FINE**2, 2)
     rng = np.random.default_rng(0)
-    for move in (3.0, 8.0, pld.REACH - 1):
+    for move in (3.0, 8.0, pld.FINE - 0.2):
         for pairs in (2, 5, 50):
             parts = rng.dirichlet(np.full(pairs, 0.3)) * move**2
-            assert far(parts).sum() <= far(move**2) + (pairs - 1) * math.exp(-pld.REACH**2 / 2)
+            assert far(parts).sum() <= far(move**2) + (pairs - 1) * math.exp(-pld.FINE**2 / 2)
 
 
-def test_so_many_images_that_bounded_normals_give_them_away_have_no_epsilon():
-    """P(a pair that 30 images move is out of reach in one of the steps) > delta, whatever epsilon is."""
+def test_so_many_images_that_the_normals_do_not_hide_them_have_no_epsilon():
+    """P(30 images move a pair too far in one of the steps) > delta, whatever epsilon is."""
     q, sigma, steps = 512 / 23_233, 0.55, 200
     shares = scipy.stats.binom.pmf(range(31), 30, q)
-    seen = shares[1:] @ scipy.stats.ncx2.sf(pld.REACH**2, 2, (np.arange(1, 31) / sigma)**2)
+    seen = shares[1:] @ scipy.stats.ncx2.sf(pld.FINE**2, 2, (np.arange(1, 31) / sigma)**2)
     assert 1 - (1 - seen)**steps > 1e-5
     assert pld.joint_epsilon([(q, sigma, steps)], 1e-5, images=30) == math.inf
 

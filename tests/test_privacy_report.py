@@ -33,11 +33,11 @@ def test_the_report_counts_the_steps_in_the_ledger_not_the_steps_wanted(tmp_path
 
 
 @pytest.mark.parametrize("flags", [("--epsilon", 1000), ("--delta", 1e-60)])
-def test_a_run_whose_longest_normal_is_too_short_for_its_delta_is_refused(flags, tmp_path, monkeypatch):
-    """At epsilon = 1000 an image moves the sum by more than twice as far as the noise can reach."""
+def test_a_run_whose_delta_rests_on_the_longest_normals_is_refused(flags, tmp_path, monkeypatch):
+    """At epsilon = 1000 an image moves the sum by more than twice as far as the noise can carry it."""
     monkeypatch.chdir(make_place(tmp_path))
     code, _, err = finetune("--out", "run", *flags)
-    assert code == 2 and "normals are never longer than 13.3" in err.splitlines()[-1], err
+    assert code == 2 and "normals beyond 11.8 standard deviations" in err.splitlines()[-1], err
     assert not Path("run").exists()
 
 
