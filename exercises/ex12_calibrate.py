@@ -19,7 +19,7 @@ def calibrate(epsilon: float, delta: float, q: float, steps: int) -> float:
     """A sigma whose `steps` steps cost at most the given epsilon, at most 1% above the smallest such sigma.
 
     Guarantee: the epsilon of the sigma that is returned was itself checked to be <= the target. Do not round
-               it afterwards: rounded down it may break the promise, even where the grader's inputs do not
+               it afterwards: rounded down it may break the promise, even if the grader does not notice
     Errors:    epsilon <= 0 -> ValueError; steps = 0 -> 0
     Example:   epsilon = 10, delta = 1e-5, q = 0.017, steps = 200 -> any sigma from 0.546535 to 0.551999. The
                smallest is 0.5465344: to six digits it is rounded UP, since 0.546534 spends 10.00002
