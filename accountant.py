@@ -38,8 +38,9 @@ def epsilon_in_short(q: float, sigma: float, steps: int, delta: float) -> float:
     epsilons = []
     for a in range(2, 257):
         k = np.arange(a + 1)
-        choose = np.array([math.lgamma(a + 1) - math.lgamma(i + 1) - math.lgamma(a - i + 1) for i in k])
-        log_A = logsumexp(choose + (a - k) * math.log1p(-q) + k * math.log(q) + (k * k - k) / (2 * sigma**2))
+        log_choose = [math.lgamma(a + 1) - math.lgamma(i + 1) - math.lgamma(a - i + 1) for i in k]
+        log_A = logsumexp(log_choose + (a - k) * math.log1p(-q) + k * math.log(q)
+                          + (k * k - k) / (2 * sigma**2))
         rdp_a = log_A / (a - 1)                                          # of one step; the steps add up
         epsilons.append(steps * rdp_a + math.log((a - 1) / a) - math.log(delta * a) / (a - 1))
     return min(epsilons)

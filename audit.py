@@ -74,9 +74,10 @@ def scores(step: Callable, runs: int, canary: int, *, q: float, sigma: float, st
     The score of a run is the component of its released sums in the direction of the canary's gradient.
     step:   dpsgd.private_gradient, or a fault with the same arguments
     others: the number of ordinary images, which are in both worlds
-    vmap turns one call of `step` into many runs, each with its own lot and its own noise. The weights stay at
-    START, because the attacker may choose them. At q = 1 the score of the correct step has the distribution
-    N(0, steps sigma^2) without the canary, and N(steps, steps sigma^2) with it.
+    Each run has its own lot and its own noise. The runs whose lots are equal are computed by one call of
+    `step` under vmap. The weights stay at START, because the attacker may choose them. At q = 1 the score of
+    the correct step has the distribution N(0, steps sigma^2) without the canary, and N(steps, steps sigma^2)
+    with it.
     """
     x, y = images(others, canary, K)
     total, weights = torch.zeros(runs), sum(p.numel() for p in START.values())
@@ -110,8 +111,8 @@ class Finding(NamedTuple):
     """What an audit found."""
     epsilon: float                       # the lower bound, never below 0
     event: str                           # the attacker's guess, and the scores for which it is made
-    often: float                         # share of the runs of the guessed world in which the guess is made
-    seldom: float                        # the same share of the runs of the other world
+    true_positive_rate: float            # share of the runs of the guessed world in which the guess is made
+    false_positive_rate: float           # the same share of the runs of the other world
 
 
 def clopper_pearson(k, n: int, alpha: float):
@@ -130,9 +131,9 @@ def bounds(suspect: np.ndarray, innocent: np.ndarray, thresholds, delta: float, 
 
     Both sets of scores are sorted.
     """
-    hits, misses = (len(s) - np.searchsorted(s, thresholds) for s in (suspect, innocent))
+    hits, false_alarms = (len(s) - np.searchsorted(s, thresholds) for s in (suspect, innocent))
     low = clopper_pearson(hits, len(suspect), alpha)[0]
-    high = clopper_pearson(misses, len(innocent), alpha)[1]
+    high = clopper_pearson(false_alarms, len(innocent), alpha)[1]
     return np.log(np.maximum(low - delta, 1e-300) / high)
 
 
@@ -276,8 +277,8 @@ def show(step: Callable, runs: int, delta: float, seed: int, **world) -> bool:
     fine = found.epsilon <= tight
     print(", ".join(f"{name} = {value:g}" for name, value in world.items()) + f", delta = {delta:g}; "
           f"{runs:,} runs without the canary, {runs:,} with it\n\n{histogram(without, present)}\n")
-    print(f"guess    {found.event}; made in {found.often:.3%} of the runs where it is right, and in "
-          f"{found.seldom:.4%} of those where it is wrong")
+    print(f"guess    {found.event}; made in {found.true_positive_rate:.3%} of the runs where it is right, "
+          f"and in {found.false_positive_rate:.4%} of those where it is wrong")
     print(f"lower    epsilon >= {found.epsilon:.3f}   95% confidence; guess chosen on half of the runs, "
           f"counted on the others")
     exact = "no correct proof can promise less" if world["q"] == 1 else "a tighter bound, by PLD"

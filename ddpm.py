@@ -26,8 +26,9 @@ class Schedule:
 
     At t = 0 an image already has one small step of noise; DDPM calls it x_1. The image without noise is x_0.
 
-    kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T, as the paper says. (Its released
-                    code is linear in sqrt(beta), and ends at 0.0155 for MNIST and CIFAR-10.)
+    kind "linear":  beta rises linearly from 0.0015 to 0.0195, times 1000/T, as the DP-LoRA paper says (Tsai
+                    et al. 2025; Ho et al. have 0.0001 to 0.02). Its released code is linear in sqrt(beta),
+                    and ends at 0.0155 for MNIST and CIFAR-10.
     kind "cosine":  alpha_bar_t = f(t + 1)/f(0), f(t) = cos^2( (t/T + s)/(1 + s) pi/2 ), s = 0.008, but no
                     beta is above 0.999                                            [Nichol & Dhariwal 2021]
     Errors:         T < 1, or another kind -> ValueError when alpha_bar is first used
@@ -67,7 +68,7 @@ def q_sample(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule = LINEAR) 
 
 
 def uniform(u: Tensor, T: int) -> Tensor:
-    """t is uniform on 0, ..., T - 1: u in [0, 1) -> t.                                   [DDPM, the paper]"""
+    """t is uniform on 0, ..., T - 1: u in [0, 1) -> t.                                     [DDPM, DP-LoRA]"""
     return (T * u).long()
 
 
@@ -82,7 +83,7 @@ def middle(u: Tensor, T: int) -> Tensor:
 
 
 def flat(a: Tensor) -> Tensor:
-    """w(t) = 1, for a = alpha_bar_t.                                                     [DDPM, the paper]"""
+    """w(t) = 1, for a = alpha_bar_t.                                                       [DDPM, DP-LoRA]"""
     return torch.ones_like(a)
 
 
@@ -249,7 +250,8 @@ def ddpm_sample(model, labels: Tensor | None, shape: tuple, steps: int = 1000, e
                 schedule: Schedule = LINEAR, limit: float = 1.0) -> Tensor:
     """DDPM's sampler, which is DDIM with steps = T and eta = 1.             [DDPM Alg. 2; DDIM Sec. 4.1]
 
-    The variance is that of the posterior. steps and eta are not used. Shapes, Errors: as ddim_sample
+    Of the two variances that DDPM considers for a step, this is the smaller: that of x_{t-1} given x_t and
+    x_0. steps and eta are not used. Shapes, Errors: as ddim_sample
     """
     return ddim_sample(model, labels, shape, schedule.T, 1.0, guidance, generator, schedule, limit)
 

@@ -2,9 +2,9 @@
 
     g_bar = (1/B) ( sum_{i in lot} clip_C(g_i) + N(0, (sigma C)^2 I) )    [DP-SGD, Abadi et al. 2016, Alg. 1]
 
-The lot (Abadi et al.'s word for the random batch of a step) is a Poisson sample, one example moves the sum
-by at most C, and the noise is drawn once a step. That is the sampled Gaussian mechanism, whose epsilon
-accountant.py computes.
+Here clip_C(g) = g min(1, C / |g|), so that no clipped gradient is longer than C. The lot (Abadi et al.'s word
+for the random batch of a step) is a Poisson sample, one example moves the sum by at most C, and the noise is
+drawn once a step. That is the sampled Gaussian mechanism, whose epsilon accountant.py computes.
 
   $ python dpsgd.py           # norms before and after clipping, checked against a loop
 """
@@ -250,8 +250,8 @@ def private_gradient(per_sample: Callable, params: Params, examples: tuple[Tenso
                          f"chunk >= 1, B > 0 and at most {most} examples")
     if sigma and normals is None:
         raise ValueError(f"private_gradient: sigma = {sigma} without normals, expected Secret.normals")
-    whole = torch.int64 if C < math.inf else torch.float64
-    total = {name: torch.zeros_like(float64(p), dtype=whole) for name, p in params.items()}
+    dtype = torch.int64 if C < math.inf else torch.float64       # whole numbers, unless nothing is clipped
+    total = {name: torch.zeros_like(float64(p), dtype=dtype) for name, p in params.items()}
     for start in range(0, len(examples[0]), chunk):
         part = per_sample(params, *(e[start:start + chunk] for e in examples))
         for name, count in clip_and_count(part, C).items():

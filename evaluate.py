@@ -3,8 +3,8 @@
 It computes the FID (Heusel et al. 2017, Eq. 6), the accuracy of classifiers trained on synthetic images alone
 (Cao et al. 2021; Dockhorn et al. 2023, Sec. 5), the share of samples that a reference classifier, trained on
 the real images, recognises, and the real images that are nearest to some samples. None of this is covered by
-the run's (epsilon, delta). The accuracy of classifiers trained on samples reads test images alone; all the
-rest reads the private images.
+the run's (epsilon, delta). The accuracy of classifiers trained on samples reads test images alone (if the
+data set has none, a sixth of the private images takes their place); all the rest reads the private images.
 
   $ python evaluate.py runs/mnist                   # a table, runs/mnist/evaluation.json and neighbours.png
   $ python evaluate.py samples.npz --data mnist     # samples-evaluation.json, samples-neighbours.png

@@ -2,8 +2,8 @@
 
     y = W x + (lora_alpha / r) B A x,    A: (r, d_in), B: (d_out, r)          [LoRA, Hu et al. 2021, Sec. 4.1]
 
-W is public and frozen. Only A, B and the class embedding are trained on private data. (The paper's baselines
-train weights of the network itself: see `train_only`.)
+W is public and frozen. Only A, B and the class embedding are trained on private data. (The baselines of the
+DP-LoRA paper, Tsai et al. 2025, train weights of the network itself: see `train_only`.)
 
   $ python lora.py            # the default UNet before and after `inject`
 """
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from machinery import checkpoint, kernels, screen
 
-ATTENTION = ("qkv", "proj")              # the layers that the paper adapts
+ATTENTION = ("qkv", "proj")              # the layers that DP-LoRA adapts
 CONVOLUTIONS = ("conv1", "conv2")        # an extension: the convolutions of every residual block
-EMBEDDINGS = ("embed",)                  # an extension: how t and the class shift each channel; it is cheap
-# Which layers LoRA adapts, by the last part of their names. To add a set of layers, add a row here. None: the
-# paper's baselines, which train weights themselves (see `train_only`).
+EMBEDDINGS = ("embed",)                  # an extension: the linear layers by which t and the class enter the
+                                         # residual blocks; they are few numbers
+# Which layers LoRA adapts, by the last part of their names. To add a set of layers, add a row here. None:
+# DP-LoRA's baselines, which train weights themselves (see `train_only`).
 TARGETS = {"lora": ATTENTION, "lora+embed": ATTENTION + EMBEDDINGS, "lora+conv": ATTENTION + CONVOLUTIONS,
            "attention": None, "full": None}
 
@@ -142,7 +143,7 @@ def inject(model: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] =
 
 
 def train_only(model: nn.Module, what: str) -> int:
-    """Make weights themselves trainable, without LoRA, as the paper's baselines do.
+    """Make weights themselves trainable, without LoRA, as DP-LoRA's baselines do.
 
     what:    "attention": the weights and biases of qkv and proj, and the class embedding, as in DP-LDM. The
              attention's GroupNorm stays frozen. "full": all weights

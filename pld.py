@@ -122,9 +122,10 @@ def _too_far(runs, images: int) -> float:
     """What normals that are not Gaussian add to delta, where one person has `images` images.
 
     A pair of the normals of machinery/secret.py is longer than FINE with probability tau = 2^-100. Shorter
-    pairs are taken for Gaussian. Of longer ones nothing is assumed, and that there is one is added to delta.
-    In units of sigma C, j images in a lot move the sum by at most j / sigma. Let A(J) be the set of noisy sums
-    that no pair longer than FINE is needed for if J is the set of the person's images in the lot.
+    pairs are taken for Gaussian. Of longer ones nothing is assumed, and the probability that there is one is
+    added to delta. In units of sigma C, j images in a lot move the sum by at most j / sigma. Let A(J) be the
+    set of noisy sums that no pair longer than FINE is needed for if J is the set of the person's images in
+    the lot.
 
     Removed: the sums outside A(none) may be impossible without the person, so their probability with the
              person is added to delta. A pair that is moved by s is longer than FINE with probability f(s^2) =
@@ -143,7 +144,7 @@ def _too_far(runs, images: int) -> float:
         far = np.where(moved < FINE - 0.2, ncx2.sf(FINE**2, 2, moved**2), 1.0)
         lost = min(1 - EPS, float(_times_in_a_lot(q, images)[1:] @ far) + MOST_PAIRS * tau)
         log_kept += steps * math.log1p(-lost)
-        absent = math.exp(max(images * math.log1p(-q), -700)) if q < 1 else 0    # no image in a lot: (1 - q)^k
+        absent = math.exp(max(images * math.log1p(-q), -700)) if q < 1 else 0    # (1 - q)^k: none in a lot
         added += steps * (MOST_PAIRS * tau * total_steps / UNSEEN / absent if q < 1 else lost)
     return max(-math.expm1(log_kept), min(added, 1.0))
 
@@ -263,6 +264,7 @@ def _composed_epsilon(pairs, loss, delta, tilt, far) -> float:
     is a share of everything that it transforms, so it becomes small beside delta. It is added to delta. In
     L2, with f = FFT_ERROR:
         |error of the total|  <=  f (steps |tilted| + |total|)  <=  f (steps + 1) |tilted|
+    for one run. For several, the product of their spectra is rounded, too, which adds f |tilted| for each.
     """
     points = len(loss)
     step = min(loss[points // 2 + 1], 700)   # the middle of the grid is 0; exp overflows at 709

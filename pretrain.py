@@ -135,7 +135,9 @@ def optimise(s: Settings, model: nn.Module, loss: Callable[[torch.Generator], Te
     warm_up = 0.05 + 1e-9            # share of steps; at 0.05 and 20 steps OneCycleLR divides by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.lr, s.steps, pct_start=warm_up)
     kept = Path(s.out + ".checkpoint")
-    settings = dict(dataclasses.asdict(s), images=[s.data, s.size])      # --resume compares `images`
+    # checkpoint.load lets `data` and `size` change, as a private run compares a fingerprint of its images.
+    # A public run has none, so its images are compared by their name.
+    settings = dict(dataclasses.asdict(s), images=[s.data, s.size])
     done = 0
     if s.resume:
         state = checkpoint.load(kept, settings)
@@ -198,7 +200,7 @@ def pretrain(s: Settings) -> None:
             shape["image_channels"] = coder.latent_channels
         model = unet.UNet(**shape)
     model.to(device)
-    law = ddpm.DRAWS[s.draws]                                            # how t is drawn and weighted
+    draws = ddpm.DRAWS[s.draws]                                          # how t is drawn and weighted
     channels = model.config["image_channels"] if coder is None else coder.config["image_channels"]
     draw = None                              # makes new drawings in each step; None: `images` holds all
     if s.data in DRAWN and coder is None:
@@ -247,10 +249,10 @@ def pretrain(s: Settings) -> None:
             x0[replaced] = data.to_float(others[pick])
             if model.classes is not None:
                 labels[replaced] = model.classes
-        t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=law.law)
+        t, noise = ddpm.draw_t_and_noise(x0, 1, generator, law=draws.law)
         with devices.autocast(device, model):
             return ddpm.loss(network, x0.to(device), labels.to(device), t.to(device), noise.to(device),
-                             weight=law.weight).mean()
+                             weight=draws.weight).mean()
 
     print(f"public base on {device}: {sum(p.numel() for p in model.parameters()):,} weights; {s}")
     base.save(out, model, optimise(s, model, loss), coder)

@@ -31,7 +31,8 @@ def generate(run: Run, labels: Tensor | None, n: int, how: Sampling = PICTURES, 
              quiet: bool = False) -> Tensor:
     """n images, drawn in batches: uint8 (n, *run.shape), on the CPU.
 
-    labels:    (n,), in the network's numbering, or None
+    labels:    (n,), each class by its number in the network, which may differ from its number in the data set
+               (support/classes.py), or None
     threshold: grey levels up to this become 0. Digits and garments lie on a black background, but the network
                leaves it a few grey levels brighter. The eye does not notice this, but the FID network does.
     batch:     images per forward pass. It changes memory, speed, and which images a seed gives, but not their

@@ -1,9 +1,9 @@
-"""train.py -- the paper's algorithm: private fine-tuning of low-rank adapters on a public diffusion model.
+"""train.py -- the algorithm of DP-LoRA (Tsai et al. 2025): private fine-tuning of low-rank adapters.
 
-The public base is frozen, and LoRA factors are attached to its attention layers. Then the following step is
-repeated T times. A lot is the random batch of one step.               [DP-SGD: Abadi et al. 2016, Alg. 1]
+A public diffusion model, the base, is frozen, and LoRA factors are attached to its attention layers. Then the
+following step is repeated T times. A lot is the random batch of one step. [DP-SGD: Abadi et al. 2016, Alg. 1]
 
-    (i)    draw a lot: each image is in it with probability q = B/N, independently dpsgd.poisson_sample
+    (i)    draw a lot: each image with probability q = B/N, independently          dpsgd.poisson_sample
     (ii)   compute ONE gradient for each image: of the mean loss of its K draws    ddpm.loss
     (iii)  clip each gradient to norm C at most, and sum                           dpsgd.clip_and_sum
     (iv)   add noise N(0, (sigma C)^2 I), once                                     dpsgd.add_noise
@@ -12,7 +12,7 @@ repeated T times. A lot is the random batch of one step.               [DP-SGD: 
 
 A draw is a noise level t with a sample of the diffusion's noise. Before the first step, accountant.py finds
 the noise multiplier sigma that keeps the wanted (epsilon, delta). After the last step it computes the epsilon
-of the steps that ran.
+of the steps that ran. What is published is a running average of the trained weights, which reads no image.
 
   $ python train.py --epsilon 10 --out runs/mnist         # the defaults: 60,000 MNIST images
 """
@@ -87,8 +87,8 @@ def check(s: Settings) -> Settings:
     if s.data in data.KNOWN and s.N == 0:
         s = dataclasses.replace(s, N=data.KNOWN[s.data].N)
 
-    def need(true: bool, name: str, expected: str) -> None:
-        if not true:
+    def need(holds: bool, name: str, expected: str) -> None:
+        if not holds:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(s, name)}: expected {expected}")
     need(data.is_name(s.data), "data",
          f"one of {', '.join(data.KNOWN)}, folder:PATH or npz:FILE{data.meant(s.data)}")

@@ -48,8 +48,8 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """x + proj(softmax(Q K^T / sqrt(d)) V), where each pixel is a token: (n, c, h, w) -> the same.
 
-    qkv and proj are plain nn.Linear layers, because the paper adapts them. The softmax is written out,
-    because torch.func.vmap has no rule for the backward pass of torch's fused attention.
+    qkv and proj are plain nn.Linear layers, because DP-LoRA adapts them. The softmax is written out, because
+    torch.func.vmap has no rule for the backward pass of torch's fused attention.
     Errors: channels that `heads` does not divide -> ValueError
     Source: Vaswani et al. 2017, Eq. 1
     """

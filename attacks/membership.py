@@ -30,7 +30,7 @@ MEMBERS = train.Settings(N=64, B=32, steps=400, C=0.01, K=1, lr=1e-2, delta=1e-3
 
 
 def finetuned(s: train.Settings, sigma: float, pictures: Tensor, labels: Tensor, seed: int) -> unet.UNet:
-    """A model fine-tuned by the loop of train.finetune, without its files, full chunks and running average."""
+    """A model fine-tuned by the loop of train.finetune, without files, full chunks and running average."""
     torch.manual_seed(seed)
     model = base.load(s.base).model
     lora.attach(model, lora.describe(s.train, s.rank, s.rank, model.classes is not None))

@@ -156,7 +156,8 @@ def test_nothing_overflows_and_each_scheme_has_its_own_colours(page, tmp_path, n
     wide = page.execute_script("return [...document.querySelectorAll('main, main *:not(svg *)')].filter("
                                "e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML)")
     assert wide == [] and page.execute_script("return document.documentElement.scrollWidth") <= width
-    style = page.execute_script("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    style = page.execute_script("const s = getComputedStyle(document.body);"
+                                "return [s.backgroundColor, s.color]")
     background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in style)
     assert background > ink + 500 if scheme == "light" else ink > background + 500
 

@@ -68,7 +68,7 @@ def precision(device: torch.device, network: torch.nn.Module, asked: str = "auto
 
 def processor() -> str:
     """The model of the processor and its features, by which a matrix library chooses its code."""
-    names = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")   # the last two: ARM
+    names = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")  # the last two: ARM
     try:
         with open("/proc/cpuinfo") as file:
             first = file.read().partition("\n\n")[0].splitlines()

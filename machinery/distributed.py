@@ -119,7 +119,7 @@ def agree(facts: dict) -> None:
     different = [name for name in facts if any(other.get(name) != first_rank.get(name) for other in everyone)]
     if different:
         raise ValueError(f"the ranks differ in {', '.join(different)}; expected the same flags, files and "
-                         f"processors on every machine, since each rank takes its share of one list of images")
+                         f"processors on every machine, since each rank takes a share of one list of images")
 
 
 def answered(collective, *args) -> None:

@@ -80,8 +80,8 @@ def tail(epsilon: float, steps: int, weights: int) -> float:
     """The extra delta that is needed because very long pairs of normals are not Gaussian.
 
     The radius of a pair follows from the whole number u 2^128. Where it is small, neighbouring numbers give
-    radii that lie far apart, and u = 2^-128 gives the largest one, REACH. Up to FINE at least five possible radii
-    lie in each unit to which a release is rounded (dpsgd.py:grid). Of longer pairs nothing is assumed here. A
+    radii that lie far apart, and u = 2^-128 gives the largest one, REACH. Up to FINE at least five possible
+    radii lie in each unit to which a release is rounded (dpsgd.py:grid). Of longer ones nothing is assumed. A
     pair is longer with probability 2^-100, and a run has steps * weights / 2 pairs. The probability of any
     event therefore changes by at most tau = 2^-100 * pairs, both with the image and without it. The latter
     change counts e^epsilon times, so (1 + e^epsilon) tau is added to delta.

@@ -258,8 +258,9 @@ def test_unpacked_files_of_mnist_are_read_too(tmp_path):
     (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4)),
     (np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))])
 def test_a_reader_that_returns_something_else_is_refused_by_name(images, labels, tmp_path, monkeypatch):
-    monkeypatch.setitem(data.KNOWN, "mine", data.DataSet(4, 1, 8, ("a",), lambda root, split: (images, labels)))
-    with pytest.raises(ValueError, match=r"the reader of mine returned .*expected a uint8 tensor \(N, C, H, W\)"):
+    mine = data.DataSet(4, 1, 8, ("a",), lambda root, split: (images, labels))
+    monkeypatch.setitem(data.KNOWN, "mine", mine)
+    with pytest.raises(ValueError, match=r"the reader of mine returned .*expected a uint8 tensor \(N, C, H"):
         data.load("mine", "train", tmp_path)
 
 

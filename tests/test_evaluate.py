@@ -349,12 +349,14 @@ def test_a_part_of_a_file_that_is_sorted_by_class_has_all_classes(tmp_path):
 def test_a_runs_classes_are_found_by_name_in_a_published_data_set(monkeypatch):
     """The run declared the classes of its own folder in another order."""
     seen = []
-    monkeypatch.setattr(evaluate, "load_real", lambda *args: seen.append(args) or 3 * [torch.zeros(9, 3, 8, 8)])
+    monkeypatch.setattr(evaluate, "load_real",
+                        lambda *args: seen.append(args) or 3 * [torch.zeros(9, 3, 8, 8)])
     settings = types.SimpleNamespace(data="folder", classes=["dog", "cat"], labels=[0, 1], size=8)
     source = evaluate.Source((3, 8, 8), ["dog", "cat"], run=types.SimpleNamespace(settings=settings))
     known = data.DataSet(9, 3, 8, ("cat", "dog"), None)
     monkeypatch.setitem(data.KNOWN, "pets", known)
-    evaluate.read_real(argparse.Namespace(data="pets", data_dir=None, white=0, fast=False, source="x"), source)
+    flags = argparse.Namespace(data="pets", data_dir=None, white=0, fast=False, source="x")
+    evaluate.read_real(flags, source)
     assert seen[0][5] == [1, 0], "cat is the run's class 1"
 
 

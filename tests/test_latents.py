@@ -171,7 +171,8 @@ def test_the_published_folder_is_a_function_of_public_constants_and_of_what_priv
 
 def test_private_classes_have_a_table_of_their_own_and_the_samples_their_names():
     code, plan, err = finetune("--out", "run", *FLAGS, "--start", "null")
-    assert code == 0 and "on base.pt" in plan and "autoencoder; class embeddings start from: null" in plan, err
+    assert code == 0, err
+    assert "on base.pt" in plan and "autoencoder; class embeddings start from: null" in plan
     table = torch.load("run/adapter_model.bin", weights_only=True)["base_model.model.class_embedding.weight"]
     assert len(table) == 4                                               # three classes, and null
     code, _, err = call(sample.main, "run", "--n", 4, "--steps", 2, "--npz", "s.npz", "--device", "cpu")

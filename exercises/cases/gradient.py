@@ -65,9 +65,9 @@ def clippings():
         return float(f({"a": tiny.clone()}, C)["a"].double().norm()) / C
     yield Case("C = 1e-25, a gradient of norm 200 C", "in float32 the square of 2e-23 is 0, so a norm that "
                "is computed in float32 is 0 here, and a gradient that is 200 times too long passes as it is. "
-               "Take the squares in float64: g.double(). (If your result is far below 1, a small constant was "
-               "added to the norm. That is private, but it leaves nothing of the gradient. No constant is "
-               "needed: C / 0 = inf.)",
+               "Take the squares in float64: g.double(). (If your result is far below 1, a small constant "
+               "was added to the norm. That is private, but it leaves nothing of the gradient. No constant "
+               "is needed: C / 0 = inf.)",
                {"grads": {"a": tiny}, "C": C, "measured": "norm of the sum / C"}, length, expected=1.0)
     for n in (2, 7, 40):
         yield say(AFRESH, f"the rules are the same for {n} gradients in three tensors of different shapes.",

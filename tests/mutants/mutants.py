@@ -552,7 +552,7 @@ MUTANTS = [
            "test_pld.py::test_one_step_on_k_images_has_the_delta_of_its_definition"),
     Mutant("how far many images move a sum is not counted", "pld.py",
            "delta -= _too_far(runs, images) * (1 + 1e-10)", "delta -= 0.0",
-           "Thirty pictures of one person show by a noise that is longer than any: no epsilon holds for them.",
+           "Thirty pictures of one person show by a noise longer than any other: no epsilon holds for them.",
            "test_pld.py::test_so_many_images_that_the_normals_do_not_hide_them_have_no_epsilon"),
     Mutant("a person who is added is counted for some runs", "pld.py",
            "/ UNSEEN / absent if q < 1 else lost)", "/ UNSEEN / absent if q < 1 else 0)",
