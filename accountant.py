@@ -278,8 +278,8 @@ def compose(paths: list[str], delta: float) -> None:
     runs = [read_run(path) for path in paths]
     print(f"{'run':<40} {'epsilon by RDP':>14}   at delta = {delta:g}")
     for path, run in zip(paths, runs):
-        print(f"{path:<40} {composed_epsilon([run], delta):>14.4f}")
-    print(f"{'all of them, on the same images':<40} {composed_epsilon(runs, delta):>14.4f}")
+        print(f"{path:<40} {screen.up(composed_epsilon([run], delta), 6):>14}")
+    print(f"{'all of them, on the same images':<40} {screen.up(composed_epsilon(runs, delta), 6):>14}")
     print("python pld.py, with the same files, gives a tighter bound")
 
 
@@ -292,7 +292,7 @@ def show_table(q: float, steps: int, delta: float) -> None:
     print(f"{'steps':>9}  {'epsilon':>9}  {'best order':>10}")
     for n in sorted({1, 10, 100, 1_000, 10_000, 100_000, steps}):
         spent, order = epsilon(q, sigma, n, delta)
-        print(f"{n:>9}  {spent:>9.4f}  {order:>10.2f}")
+        print(f"{n:>9}  {screen.up(spent, 6):>9}  {order:>10.2f}")
 
 
 def main() -> None:
@@ -323,7 +323,8 @@ def main() -> None:
         sigma = a.sigma if a.epsilon is None else calibrate(a.epsilon, a.delta, a.q, a.steps)
         spent, order = epsilon(a.q, sigma, a.steps, a.delta)
         print(f"q = {a.q:g}, steps = {a.steps}, delta = {a.delta:g}")
-        print(f"sigma = {sigma:.7g}  ->  epsilon = {spent:.6g}, proved at order {order:.4g}")
+        shown = screen.up(sigma, 7) if a.sigma is None else f"{sigma:g}"         # more noise, less epsilon
+        print(f"sigma = {shown}  ->  epsilon = {screen.up(spent, 6)}, proved at order {order:.4g}")
 
 
 if __name__ == "__main__":

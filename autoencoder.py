@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-from machinery import screen
+from machinery import devices, screen
 
 SIDE = 64                    # pixels, of the public photographs; smaller images are enlarged to it for E
 LIMIT = 5.0                  # a sampler clips latents, whose standard deviation is about 1, to +-LIMIT
@@ -143,10 +143,12 @@ def to_latents(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
     """z = scale * mu(x) for each image: uint8 (N, C, H, W) -> float32 (N, c, h, w), on the images' device.
 
     Guarantee: latent i depends on image i and on public constants, and on nothing else. On a CPU this holds
-               to the last bit. Rounding depends on the size of a batch, so the last batch is filled up to the
-               size of the others
+               to the last bit, for which support/runs.py:private_share tests the machine. Rounding depends on
+               the size of a batch, so the last batch is filled up to the size of the others. An image that
+               two threads encode together is rounded differently, so each thread gets whole images
     """
     device = model.scale.device
+    batch += -batch % devices.threads(device)
     z = torch.empty(len(images), *latent_shape(model, images.shape[1:]), device=images.device)
     for start in screen.bar(range(0, len(images), batch), "z = E(x)", "batch"):
         part = images[start:start + batch]

@@ -76,17 +76,19 @@ def per_sample_grads_by_copies(losses: Callable, params: Params, *examples: Tens
     return dict(zip(copies, grads))
 
 
-def full_chunks(per_sample: Callable, chunk: int) -> tuple[Callable, int]:
-    """A function that takes up to size = max(1, chunk) examples, and calls `per_sample` on exactly `size`.
+def full_chunks(per_sample: Callable, chunk: int, threads: int = 1) -> tuple[Callable, int]:
+    """A function that takes up to `size` examples, and calls `per_sample` on exactly `size`.
 
     A lot is processed in parts of `chunk` examples, and the last part is usually not full. If it were passed
     on at its own size, one more example in the lot would change that size, and with it how every gradient in
     the part is rounded. So missing examples are replaced by zeros (class 0), and the gradients of these are
     dropped. `chunk` is declared; it is never taken from a lot.
-    Returns: (the function, size)
+    threads: how many CPU threads share a part. `size` is a multiple of it, because an example that two
+             threads compute together is rounded in another way than the others
+    Returns: (the function, size: `chunk` rounded down to such a multiple, but at least one for each thread)
     Errors:  more than `size` examples, or not one gradient for each -> ValueError
     """
-    size = max(1, chunk)
+    size = max(threads, chunk - chunk % threads)
 
     def full(params, *examples):
         n = len(examples[0])

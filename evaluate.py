@@ -111,18 +111,18 @@ def nearest(images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 # 3. all figures of one set of images
 
 
-def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None,
+def measure(what: str, images: Tensor, labels: Tensor | None, test: tuple | None, classes: int,
             reference_classifier: nn.Sequential | None, spaces: dict[str, tuple[nn.Module, dict]],
             epochs: int, seed: int) -> dict:
     """One row of the table: recognised share, accuracy of the three nets on `test`, distance in each space.
 
-    spaces: name -> (network, its `reference`). Figures that need labels are left out if there are none.
+    classes: how many classes the three nets tell apart
+    spaces:  name -> (network, its `reference`). Figures that need labels are left out if there are none.
     """
     row = dict(n=len(images))
     if labels is not None and reference_classifier is not None:
         row["recognised"], row["recognised_by_class"] = classifiers.recognised_share(
             reference_classifier, images, labels)
-        classes = reference_classifier[-1].out_features
         device = next(reference_classifier.parameters()).device
         for kind in classifiers.NETS:
             net = classifiers.classifier(kind, images.shape[1:], classes).to(device)
@@ -154,7 +154,7 @@ LEAST = 6            # real images: a sixth to test on, and of the rest two halv
 def load_real(name: str, data_dir: str | None, size: int | None, channels: int = 3,
               classes: list[str] | None = None, places: list[int] | None = None,
               white: int = folders.WHITE) -> tuple[Tensor, Tensor, tuple | None]:
-    """(training images, their labels, (test images, test labels)); without classes the last is None.
+    """(training images, their labels, (test images, test labels)); the last is None below two classes.
 
     classes: the class names of a folder, in the order of the labels (default: its sub-folders)
     places:  the number that each label becomes (default: itself)
@@ -173,11 +173,12 @@ def load_real(name: str, data_dir: str | None, size: int | None, channels: int =
     images, labels = read("train")
     if len(images) < LEAST:
         raise ValueError(f"{name} has {len(images)} images, expected at least {LEAST} to compare with")
-    if len(labels.unique()) < 2:
-        return images, labels, None
     own_test = "test_images" in folders.arrays_of(name) if name.startswith("npz:") else name in data.KNOWN
     if own_test:
-        return images, labels, read("test")
+        test = read("test")
+        return images, labels, test if len(test[1].unique()) > 1 else None
+    if len(labels.unique()) < 2:
+        return images, labels, None
     print(f"{name} has no test set: a sixth of its images is held out here as test images; the run may have "
           f"been trained on them")
     test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(
@@ -312,7 +313,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
         from support import inception                  # imported here, as it takes as long as torch itself
         with screen.waiting(f"reading {a.inception}"):
             fid_net = inception.FIDInception(a.inception, device)
-    classes = int(real_labels.max()) + 1
+    # Not from the private labels: the accuracy of the three nets must read the test images alone.
+    classes = max(len(source.names or []), int(test[1].max()) + 1 if test else 1)
     epochs = 2 if a.fast else a.epochs
     labels = source.labels                                               # None: not drawn yet, or none
     if labels is not None and test and not 0 <= labels.min() <= labels.max() < classes:
@@ -333,11 +335,11 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
 
     rows = {}
     for what, x in sets.items():
-        rows[what] = measure(what, x, labels, test, reference_classifier, spaces, epochs, a.seed)
+        rows[what] = measure(what, x, labels, test, classes, reference_classifier, spaces, epochs, a.seed)
     if a.anchors:                                                        # as many real images, for comparison
         some = torch.randperm(len(real), generator=torch.Generator().manual_seed(a.seed))[:len(images)]
-        rows["real"] = measure("real", real[some], real_labels[some], test, reference_classifier, {}, epochs,
-                               a.seed)
+        rows["real"] = measure("real", real[some], real_labels[some], test, classes, reference_classifier, {},
+                               epochs, a.seed)
         if test:
             share, by_class = classifiers.recognised_share(reference_classifier, *test)
             rows["real"] |= dict(recognised=share, recognised_by_class=by_class)
@@ -349,7 +351,8 @@ def evaluate(a: argparse.Namespace) -> tuple[dict, Tensor]:
     near = dict(images=len(index), mean=distance.mean().item(), least=distance.min().item())
     references = fid.get("fid_references", len(real))
     notes = caveats(a, name, len(images), len(real), test, labels, references)
-    settings = dict(source=str(a.source), data=name, N=len(real), epochs=epochs, seed=a.seed) | how | fid
+    settings = dict(source=Path(a.source).name, data=name.partition(":")[0], N=len(real), epochs=epochs,
+                    seed=a.seed) | how | fid                             # no place on this machine
     if source.names:
         settings["classes"] = source.names
     return dict(outside_the_guarantee=OUTSIDE, **settings, rows=rows, notes=notes, nearest_l2=near), picture
@@ -392,13 +395,13 @@ def write(a: argparse.Namespace, out: Path) -> None:
     result, picture = evaluate(a)
     print(f"\n{table(result)}")                                          # first, as the disk may be full
     neighbours = out.with_name(out.name.replace("evaluation.json", "neighbours.png"))
-    checkpoint.write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    checkpoint.write_bytes(out, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(), mode=0o600)
     grid = io.BytesIO()
     sample.write_grid(picture, len(picture) // 2, grid)
     checkpoint.write_bytes(neighbours, grid.getvalue(), mode=0o600)      # its lower half shows private images
     print(f"wrote {out} and {neighbours} (samples above, the nearest private images below) in "
           f"{time.time() - start:.0f} s\n{OUTSIDE}.\n"
-          f"Do not publish {neighbours.name}, which shows private images, nor "
+          f"Do not publish {neighbours.name}, which shows private images, nor {out.name}, "
           f"runs/reference-classifier-*.pt and runs/inception-*.pt, which are computed from them.")
 
 

@@ -345,8 +345,9 @@ def show_comparison(settings) -> None:
     print("      q    sigma   steps   delta    RDP bound   PLD bound  CLT, not a bound")
     for q, sigma, steps, delta in settings:
         print(f"{q:>7g} {sigma:>8.4g} {steps:>7} {delta:>7g}   "
-              f"{accountant.epsilon(q, sigma, steps, delta)[0]:>10.4f} "
-              f"{pld_epsilon(q, sigma, steps, delta):>11.4f} {gdp_epsilon(q, sigma, steps, delta):>17.4f}")
+              f"{screen.up(accountant.epsilon(q, sigma, steps, delta)[0], 6):>10} "
+              f"{screen.up(pld_epsilon(q, sigma, steps, delta), 6):>11} "
+              f"{gdp_epsilon(q, sigma, steps, delta):>17.4f}")
 
 
 def main() -> None:
@@ -373,7 +374,7 @@ def main() -> None:
             with screen.waiting("composing the runs"):
                 spent = joint_epsilon(runs, a.delta, a.images)
             print(f"{screen.count(len(runs), 'run')}, {screen.count(a.images, 'image')} a person: epsilon = "
-                  f"{spent:.4f} at delta = {a.delta:g}")
+                  f"{screen.up(spent, 6)} at delta = {a.delta:g}")
             if spent == math.inf:
                 print("inf: the noise does not hide so many images, or so many steps at so small a delta, or "
                       "the grid is too coarse for them. No bound is shown")

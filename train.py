@@ -144,6 +144,18 @@ def per_image_gradients(model: unet.UNet, frozen: dict, s: Settings):
     return functools.partial(dpsgd.per_sample_grads, dpsgd.loss_of_one(losses))
 
 
+def rows_of_one_image(per_sample, trainable: dict, shape: tuple, n: int, key: Tensor, classes, s) -> list:
+    """The gradients of n copies of one image of noise, for devices.one_thread_unless_equal.
+
+    The weights are moved a little, because at the start the factors A have no gradient.
+    """
+    g = torch.Generator().manual_seed(0)
+    moved = {name: p + 0.02 * torch.randn(p.shape, generator=g).to(p) for name, p in trainable.items()}
+    image, zeros = torch.randn(1, *shape, generator=g), torch.zeros(n, dtype=torch.int64)
+    examples = with_draws(image.expand(n, *shape), zeros, zeros, key, 0, classes, s)
+    return list(per_sample(moved, *examples).values())
+
+
 def finetune(s: Settings) -> None:
     """The paper's algorithm on the private images. The comments (i) to (vi) are the lines of its table."""
     rank, ranks, device = distributed.start(devices.pick(s.device))
@@ -163,18 +175,21 @@ def finetune(s: Settings) -> None:
         print(privacy_report.plan(run, sigma, weights, f"{ranks} x {device.type}"))
 
     run, share = runs.private_share(run, rank, ranks, device)    # this rank's images
-    mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256,
+    key = draws.new_key(s.seed).to(device)                       # for t, noise, dropped labels: not secret
+    per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K,
+                                          devices.threads(device))
+    devices.one_thread_unless_equal(device, functools.partial(
+        rows_of_one_image, per_sample, trainable, share.images.shape[1:], chunk, key, model.classes, s))
+    mechanism = dict(dataclasses.asdict(s), sigma=sigma, base=run.base_sha256, code=runs.code(),
                      private_images=share.fingerprint)           # --resume compares it with the checkpoint's
     # All ranks must agree on the mechanism, or one image could be in the shares of two ranks. They must also
     # agree on their hardware, because an image's gradient must not depend on the rank that computes it.
     distributed.agree(mechanism | devices.kind(device))
     secret = Secret(distributed.bytes_of_the_first(new_key(s.seed)))     # lots and noise; new after --resume
-    key = draws.new_key(s.seed).to(device)                       # for t, noise, dropped labels: not secret
     distributed.same_everywhere({**trainable, "key": key})
     optimizer, average = torch.optim.Adam(trainable.values(), lr=s.lr), ddpm.EMA(trainable, EMA_DECAY)
     progress = checkpoint.Progress(s.out, mechanism, trainable, average, optimizer, key)
     progress.begin(s.resume)
-    per_sample, chunk = dpsgd.full_chunks(per_image_gradients(model, frozen, s), s.chunk // s.K)
     bar = tqdm(progress.steps(s.steps), initial=progress.done, total=s.steps, desc="private",
                disable=screen.hide_bar(rank == 0))
 

@@ -36,7 +36,7 @@ from machinery import distributed, screen
 
 SAVE_EVERY = 25              # steps between checkpoints: the most that a crash can cost
 SECONDS = 60                 # a checkpoint is also due when the last one is older than this
-FINGERPRINTS = ("base", "private_images")                        # they are compared, and never shown
+FINGERPRINTS = ("base", "private_images", "code")                # they are compared, and never shown
 # Settings that a resumed run may change, since they concern memory, pictures or places of files only. Images
 # at another place must have the same fingerprint.
 FREE = ("chunk", "peek", "device", "data", "data_dir", "size", "out", "resume")
@@ -225,7 +225,7 @@ def load(path: Path, settings: dict) -> dict:
             changed.append(f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now")
     if changed:
         raise ValueError(f"cannot resume {path} with other settings ({'; '.join(changed)}); resume with the "
-                         f"same flags, or start in another --out")
+                         f"same flags and the same version of the code, or start in another --out")
     return state
 
 
@@ -272,7 +272,7 @@ def fingerprint(*tensors: Tensor) -> str:
 def prepare_folder(out: Path) -> None:
     """Make the folder of a run, and refuse to write over another run."""
     known = ("privacy.json", "checkpoint.pt", "adapter_model.bin", "adapter_config.json", "config.json",
-             "metrics.csv", "samples.png")
+             "metrics.csv", "samples.png", "evaluation.json", "neighbours.png")
     mine = [name for name in known if (out / name).exists()]
     mine += sorted(strip.name for strip in out.glob("peek-*.png"))       # also of a killed run
     if mine:

@@ -4,8 +4,11 @@
 """
 import hashlib
 import platform
+from typing import Callable
 
 import torch
+
+from machinery import folders
 
 
 def pick(name: str) -> torch.device:
@@ -75,6 +78,23 @@ def processor() -> str:
     except OSError:                                                      # not Linux
         return platform.processor()
     return ", ".join(" ".join(line.split()) for line in first if line.startswith(names))
+
+
+def threads(device: torch.device) -> int:
+    """How many CPU threads share a batch on this device; 1 on others than a CPU."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def one_thread_unless_equal(device: torch.device, rows: Callable) -> None:
+    """Go on with one CPU thread if several threads do not round equal examples equally.
+
+    If they did not, taking one image away would change how those behind it are rounded.
+    rows: () -> tensors of shape (n, ...), made from n equal examples that are not private
+    """
+    if threads(device) > 1 and not all(torch.equal(r, r[:1].expand_as(r)) for r in rows()):
+        torch.set_num_threads(1)
+        folders.note("with several CPU threads an image would be rounded in a way that depends on its place "
+                     "in the batch, so the run goes on with one thread")
 
 
 def kind(device: torch.device) -> dict:

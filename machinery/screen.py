@@ -4,6 +4,7 @@
 """
 import argparse
 import contextlib
+import decimal
 import math
 import os
 import pickle
@@ -203,6 +204,14 @@ def fail(program: str, code: int, message: str) -> None:
 def count(n: int, thing: str) -> str:
     """1 file, 2 files, 60,000 files."""
     return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
+def up(x: float, digits: int) -> str:
+    """x rounded up to so many digits, so that a bound stays one: 8.1261 with 3 digits is 8.13, inf is inf."""
+    if not math.isfinite(x):
+        return str(x)
+    context = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING)
+    return f"{float(context.create_decimal_from_float(x)):.{digits}g}"
 
 
 def cause(e: BaseException) -> str:

@@ -20,7 +20,7 @@ import accountant
 import data
 import lora
 import pld
-from machinery import checkpoint
+from machinery import checkpoint, screen
 from machinery.secret import FINE, tail
 from support import classes
 from support.runs import Run
@@ -41,8 +41,8 @@ NOT_COVERED = [
     "a run that was not finished, or was continued twice: each continuation is another look at the images",
     "the network between the processes of a run: the key of the noise and sums without noise cross it",
     "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or has its key",
-    "rounding: on a GPU or with several threads gradients (on a GPU latents, too) may depend on other "
-    "images, which epsilon ignores",
+    "rounding: on a GPU the last bits of latents and gradients may depend on other images, which epsilon "
+    "ignores",
     "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, or both",
     "whoever can read checkpoint.pt, which holds a fingerprint of the private images, or the memory of the "
     "process (also in core files and swap), which holds the key",
@@ -54,15 +54,15 @@ def plan(run: Run, sigma: float, trained: int, where: str) -> str:
     """Every public constant of a run as text, before the first private image is read.
 
     trained: the number of trained weights; where: the processes and their device, such as "1 x cpu"
-    Errors:  very long normals are not Gaussian, and that may add more than delta / 100 to delta -> ValueError
+    Errors:  very long normals are not Gaussian, and that may add more than delta/10^6 to delta -> ValueError
     """
     s = run.settings
     q = s.B / s.N
-    if s.epsilon < math.inf and tail(s.epsilon, s.steps, trained) > s.delta / 100:
+    if s.epsilon < math.inf and tail(s.epsilon, s.steps, trained) > s.delta / 1e6:
         extra = tail(s.epsilon, s.steps, trained)
         raise ValueError(f"--epsilon {s.epsilon:g} --delta {s.delta:g}: normals beyond {FINE:.1f} standard "
                          f"deviations are not Gaussian, which may add {extra:.1g} to delta, more than a "
-                         f"hundredth of it; lower --epsilon, raise --delta, or pass --epsilon inf")
+                         f"millionth of it; lower --epsilon, raise --delta, or pass --epsilon inf")
     total = sum(p.numel() for p in run.model.parameters())
     norm = sigma * math.sqrt(trained) / s.B
     lines = [f"plan      {s.data}: N = {s.N:,} declared, B = {s.B:,}, q = B/N = {q:.5f}, T = {s.steps} steps",
@@ -122,11 +122,11 @@ def shown(epsilon: float) -> float | str:
 
 
 def text(facts: dict) -> str:
-    """The whole report as text for the screen, one fact a line. Numbers are rounded to six digits."""
+    """The whole report as text for the screen, one fact a line, with six digits; epsilons are rounded up."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, float):
-            value = f"{value:.6g}"
+            value = screen.up(value, 6) if name.startswith("epsilon") else f"{value:.6g}"
         values = value if isinstance(value, list) else [value]
         lines += [f"  {name if i == 0 else '':<16} {v}" for i, v in enumerate(values)]
     return "\n".join(lines)
@@ -134,10 +134,10 @@ def text(facts: dict) -> str:
 
 def summary(facts: dict, path: Path) -> str:
     """The five most important lines of a report, and the path of the whole."""
-    spent = f"epsilon = {facts['epsilon']:.6g}" if facts["epsilon"] != "inf" else "epsilon = inf"
+    spent = f"epsilon = {screen.up(float(facts['epsilon']), 6)}"
     bounds = {name.removeprefix("epsilon_").upper(): value for name, value in facts.items()
               if name.startswith("epsilon_")}
-    others = ", ".join(f"{name} {e if e == 'inf' else f'{e:.4g}'}" for name, e in bounds.items())
+    others = ", ".join(f"{name} {screen.up(float(e), 4)}" for name, e in bounds.items())
     return "\n".join([
         f"  private      {facts['private']}: {spent} at delta = {facts['delta']:g}, {facts['neighbours']}",
         f"  spent by     {facts['steps']} steps at q = {facts['q']:.6g} and sigma = {facts['sigma']:.6g} "

@@ -7,6 +7,7 @@ in it names a place on the machine where it was made.
   $ python -m support.runs            # the parts of the runs that ship
 """
 import dataclasses
+import hashlib
 import json
 import types
 from pathlib import Path
@@ -25,6 +26,11 @@ from support import classes
 
 # Settings that are not published: some may tell how large the lots were, the others name places on a machine.
 CURATORS = ("chunk", "device", "resume", "peek", "out", "data_dir")
+ROOT = Path(__file__).resolve().parent.parent
+# The files whose code makes a private step.
+STEP = ("train.py", "dpsgd.py", "ddpm.py", "unet.py", "lora.py", "autoencoder.py", "data.py",
+        "machinery/devices.py", "machinery/distributed.py", "machinery/draws.py", "machinery/kernels.py",
+        "machinery/secret.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,11 @@ def begin(settings, device: torch.device) -> Run:
 def adapter(s, model: unet.UNet) -> dict:
     """The adapter_config.json of a run with these settings; lora_alpha = rank, so that the update is B A."""
     return lora.describe(s.train, s.rank, s.rank, model.classes is not None)
+
+
+def code() -> str:
+    """SHA-256 of the files in STEP. A report is about steps that were all made by the same code."""
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in STEP)).hexdigest()
 
 
 def private_images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +111,11 @@ def private_share(run: Run, rank: int, ranks: int, device: torch.device) -> tupl
     total, fingerprint = len(images), checkpoint.fingerprint(images, labels)
     images, labels, hashes = (x[rank::ranks].to(device) for x in (images, labels, hashes))
     if run.coder is not None:
-        images = autoencoder.to_latents(run.coder.to(device), images)
+        coder = run.coder.to(device)
+        one = torch.randint(256, (1, *run.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        devices.one_thread_unless_equal(
+            device, lambda: [autoencoder.to_latents(coder, one.expand(128, -1, -1, -1))])    # a whole batch
+        images = autoencoder.to_latents(coder, images)
     return run, Share(images, labels, hashes, total, fingerprint)
 
 

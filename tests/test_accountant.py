@@ -1,6 +1,7 @@
 """Properties of the accountant. The oracle is the definition: an integral, a binomial sum, a closed form."""
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from scipy.special import gammaln, logsumexp
 import accountant
 from accountant import calibrate, epsilon, rdp, to_epsilon
 import pld
+from machinery import screen
 from pld import gaussian_epsilon, gdp_epsilon, pld_epsilon
 
 pytestmark = pytest.mark.filterwarnings("error")         # numpy must not overflow, divide by 0 or meet NaN
@@ -323,11 +325,23 @@ def test_the_program_prints_what_the_functions_return(delta, monkeypatch, capsys
     sigma = calibrate(10, delta, 0.017, 200)
     spent, order = epsilon(0.017, sigma, 200, delta)
     alone = run("--epsilon", "10", *flags).stdout                        # as a process of its own
-    for number in (f"sigma = {sigma:.7g} ", f"epsilon = {spent:.6g}", f"order {order:.4g}"):
+    for number in (f"sigma = {screen.up(sigma, 7)} ", f"epsilon = {screen.up(spent, 6)},",
+                   f"order {order:.4g}"):
         assert number in alone, alone
-    assert f"epsilon = {epsilon(0.017, 0.64, 200, delta)[0]:.6g}," in said("--sigma", "0.64")
+    of_064 = screen.up(epsilon(0.017, 0.64, 200, delta)[0], 6)
+    assert f"epsilon = {of_064}," in said("--sigma", "0.64")
     rows = dict(line.split()[:2] for line in said().splitlines() if line.split()[1:])    # no goal: the table
-    assert rows["200"] == f"{spent:.4f}" and rows["1000"] == f"{epsilon(0.017, sigma, 1000, delta)[0]:.4f}"
+    assert rows["200"] == screen.up(spent, 6)
+    assert rows["1000"] == screen.up(epsilon(0.017, sigma, 1000, delta)[0], 6)
+
+
+@pytest.mark.parametrize("q, steps", [(0.04, 150), (0.01, 1000), (0.0085, 110), (0.1, 50), (1.0, 7)])
+def test_the_sigma_that_is_printed_keeps_the_budget(q, steps, monkeypatch, capsys):
+    """And the epsilon that is printed is a bound on what it costs: neither is rounded to the wrong side."""
+    monkeypatch.setattr(sys, "argv", ["accountant.py", "--epsilon=10", f"--q={q}", f"--steps={steps}"])
+    accountant.main()
+    sigma, spent = map(float, re.findall(r"(?:sigma|epsilon) = ([0-9.]+)", capsys.readouterr().out))
+    assert epsilon(q, sigma, steps, 1e-5)[0] <= spent <= 10.0
 
 
 def test_the_second_opinions_stand_beside_the_first(monkeypatch, capsys):
@@ -336,7 +350,7 @@ def test_the_second_opinions_stand_beside_the_first(monkeypatch, capsys):
     pld.main()
     said = capsys.readouterr().out
     for bound in (epsilon(0.04, 1.5, 100, 1e-5)[0], pld_epsilon(0.04, 1.5, 100, 1e-5)):
-        assert f"{bound:.4f}" in said
+        assert screen.up(bound, 6) in said
     assert "not a bound" in said
 
 
@@ -369,7 +383,7 @@ def test_compose_prints_what_several_runs_cost_together(delta, tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["accountant.py", "compose", "0.json", "1.json", f"--delta={delta}"])
     accountant.main()
     together = accountant.composed_epsilon([tuple(run.values()) for run in runs], delta)
-    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == f"{together:.4f}"
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == screen.up(together, 6)
 
 
 @pytest.mark.parametrize("argv", [

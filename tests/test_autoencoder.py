@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 import autoencoder
+import base
 import data
 
 IMAGES = torch.randint(256, (6, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -86,6 +87,17 @@ def test_a_latent_is_the_same_to_the_last_bit_in_any_company(model):
         assert torch.equal(autoencoder.to_latents(model, IMAGES[i:i + 1])[0], together[i])
     assert torch.equal(autoencoder.to_latents(model, IMAGES.flip(0)), together.flip(0))
     assert torch.equal(autoencoder.to_latents(model, IMAGES.repeat(12, 1, 1, 1))[-6:], together)
+
+
+@pytest.mark.parametrize("file", ["photos.pt", "faces.pt"])
+def test_on_three_threads_a_place_in_the_batch_changes_no_bit_of_a_latent(file):
+    """With 64 images on three threads two of them had other bits."""
+    torch.set_num_threads(3)
+    try:
+        z = autoencoder.to_latents(base.load(f"assets/{file}").coder, IMAGES[:1].expand(66, -1, -1, -1))
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(z, z[:1].expand_as(z))
 
 
 def test_a_small_images_latent_depends_on_no_other_image(model):

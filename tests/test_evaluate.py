@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,8 +192,29 @@ def test_an_npz_of_real_images_is_measured_and_said_to_be_outside_the_guarantee(
     synthetic, real = (result["rows"][what]["recognised"] for what in ("synthetic", "real"))
     assert abs(synthetic - real) < 0.1, "both are real images"
     assert any("below 10,000" in note for note in result["notes"])
-    assert (tmp_path / "s-neighbours.png").stat().st_mode & 0o777 == 0o600, "it shows private images"
+    for name in ("s-neighbours.png", "s-evaluation.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600, "private images, or figures from them"
+    assert str(tmp_path) not in json.dumps(result), "a place on this machine"
     assert not (tmp_path / "runs").exists(), "--fast leaves no weak reference classifier behind"
+
+
+def test_what_the_samples_classifiers_reach_depends_on_no_private_image(tmp_path, monkeypatch, capsys):
+    """Even if the only private image of a class is taken away."""
+    monkeypatch.chdir(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(256, (n, 18, 18), generator=g).to(torch.uint8).numpy()
+    private, labels = draw(13), np.array(6 * [0, 1] + [2])
+    np.savez("s.npz", images=draw(12)[:, None], labels=np.arange(12) % 2)
+    test = dict(test_images=draw(12), test_labels=np.arange(12) % 2)
+    found = []
+    for n in (13, 12):
+        np.savez("private.npz", train_images=private[:n], train_labels=labels[:n], **test)
+        code, _, error = run(monkeypatch, capsys, "s.npz", "--data", "npz:private.npz", "--no-anchors",
+                             "--epochs", 2)
+        assert code == 0, error
+        row = json.loads(Path("s-evaluation.json").read_text())["rows"]["synthetic"]
+        found.append({net: row[net] for net in ("logistic", "MLP", "CNN")})
+    assert found[0] == found[1]
 
 
 def make_run(folder, **changed):
@@ -307,9 +329,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
 def test_figures_are_on_the_screen_before_a_full_disk_can_lose_them(tmp_path, monkeypatch, capsys):
     quick(monkeypatch)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(checkpoint, "write_text", full)
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
     code, said, error = run(monkeypatch, capsys, tmp_path / "s.npz")
     assert code == 2 and "synthetic" in said and "No space left" in error
 

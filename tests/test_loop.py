@@ -24,11 +24,11 @@ import pld
 import sample
 import train
 import unet
-from conftest import tiny_unet
+from conftest import ROOT, tiny_unet
 from helpers import (IMAGES, N, PUBLISHED, call, finetune, make_folder, make_place, stop_after, watch,
                      write_idx)
 from machinery import checkpoint, devices, draws, secret
-from support import privacy_report
+from support import privacy_report, runs
 
 Q = 40 / N
 
@@ -192,8 +192,8 @@ def test_privacy_json_says_exactly_this(monkeypatch):
             "it",
             "attacks on the arithmetic (float64 noise is no exact Gaussian); whoever breaks SHAKE-256 or "
             "has its key",
-            "rounding: on a GPU or with several threads gradients (on a GPU latents, too) may depend on "
-            "other images, which epsilon ignores",
+            "rounding: on a GPU the last bits of latents and gradients may depend on other images, which "
+            "epsilon ignores",
             "what the public base learnt: those that ship saw drawings made by code, ImageNet photographs, "
             "or both",
             "whoever can read checkpoint.pt, which holds a fingerprint of the private images, or the memory "
@@ -352,8 +352,62 @@ def test_ranks_compare_what_the_rounding_of_a_gradient_depends_on(monkeypatch):
     monkeypatch.setattr(train.distributed, "agree", compared.append)
     assert finetune("--out", "run", "--steps", 1)[0] == 0
     kind = devices.kind(torch.device("cpu"))
-    assert kind.items() <= compared[0].items()
+    assert kind.items() <= compared[0].items() and compared[0]["code"] == runs.code()
     assert {"device", "bfloat16", "torch", "build", "processor", "capability", "threads"} <= kind.keys()
+
+
+def test_a_run_goes_on_only_by_the_code_that_began_it(monkeypatch):
+    """Its report describes the noise of today's code, and would say so of the steps before, too."""
+    stopped("run")
+    monkeypatch.setattr(runs, "code", lambda: "another version")
+    code, _, err = finetune("--out", "run", "--resume")
+    assert code == 2 and "code has changed" in err and "same version" in err, err
+
+
+@pytest.mark.parametrize("name", runs.STEP)
+def test_the_code_of_a_step_is_all_of_its_files(name, tmp_path, monkeypatch):
+    for other in runs.STEP:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes((ROOT / other).read_bytes())
+    before = runs.code()
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.code() == before
+    with open(tmp_path / name, "a") as file:
+        file.write("\n")
+    assert runs.code() != before
+
+
+@pytest.fixture
+def three_threads():
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("fault", [0, 1e-6])
+def test_a_run_keeps_its_threads_only_if_an_images_place_changes_no_bit(fault, three_threads, monkeypatch):
+    """It is found out with noise in place of an image, and a network whose adapters are not 0."""
+    real, seen = dpsgd.per_sample_grads_by_copies, []
+
+    def by_place(losses, params, x0, *rest):
+        seen.append((params, x0, torch.get_num_threads()))
+        place = torch.arange(len(x0))
+        return {name: g + fault * place.view(-1, *[1] * (g.ndim - 1))
+                for name, g in real(losses, params, x0, *rest).items()}
+    monkeypatch.setattr(dpsgd, "per_sample_grads_by_copies", by_place)
+    code, _, err = finetune("--out", "run", "--steps", 1)
+    assert code == 0, err
+    (params, x0, before), (_, _, after) = seen[:2]
+    assert (before, after) == (3, 1 if fault else 3) and ("one thread" in err) == bool(fault)
+    assert torch.equal(x0, x0[:1].expand_as(x0)) and x0.min() < -1, "no image has such values"
+    assert all(p.abs().max() > 0 for p in params.values()) and len(x0) % 3 == 0
+
+
+@pytest.mark.parametrize("found, expected", [([0.0, 0.0], 3), ([0.0, 1e-9], 1)])
+def test_several_threads_stay_only_if_equal_examples_get_equal_rows(found, expected, three_threads):
+    devices.one_thread_unless_equal(torch.device("cpu"), lambda: [torch.ones(2, 4), torch.tensor(found)])
+    assert torch.get_num_threads() == expected
+    devices.one_thread_unless_equal(torch.device("meta"), lambda: pytest.fail("no CPU"))
 
 
 @pytest.mark.parametrize("hardware, pixels, latents", [
@@ -582,7 +636,8 @@ def test_a_strip_is_shown_only_of_a_step_that_is_saved(monkeypatch):
     assert strips == [("peek-00003.png", 3), ("peek-00006.png", 6)] and 1 not in saved
 
 
-@pytest.mark.parametrize("mine", ["metrics.csv", "samples.png", "adapter_config.json"])
+@pytest.mark.parametrize("mine", ["metrics.csv", "samples.png", "adapter_config.json", "neighbours.png",
+                                  "evaluation.json"])
 def test_a_folder_with_what_a_run_would_replace_is_refused_before_an_image_is_read(mine, monkeypatch):
     Path("run").mkdir()
     Path("run", mine).write_text("somebody's")

@@ -22,7 +22,7 @@ import train
 from conftest import ROOT, examples, tiny_unet
 from drawings import glyphs
 from helpers import PUBLISHED, call, finetune, make_folder, write_idx
-from machinery import draws
+from machinery import draws, screen
 from support import privacy_report, runs
 
 TINY = ["--N", "200", "--B", "20", "--steps", "6", "--rank", "2", "--delta", "1e-3", "--device", "cpu",
@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(run):
     found = {p.name for p in folder.iterdir()}
     assert found == promised, "and no checkpoint: it holds a fingerprint of the private images"
     said = json.loads((folder / "privacy.json").read_text())
-    spent = f"epsilon = {said['epsilon']:.6g}"
+    spent = f"epsilon = {screen.up(said['epsilon'], 6)}"
     for word in (spent, "add or remove one image", said["covers"], "not covered"):
         assert word in done.stdout
 
