@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The files whose code makes a private step.
 STEP = ("train.py", "dpsgd.py", "ddpm.py", "unet.py", "lora.py", "autoencoder.py", "data.py",
         "machinery/devices.py", "machinery/distributed.py", "machinery/draws.py", "machinery/kernels.py",
-        "machinery/secret.py")
+        "machinery/secret.py", "support/runs.py")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_each_thread_gets_as_many_whole_examples(chunk, threads, size):
 @pytest.mark.parametrize("file, channels, side, what", [
     ("base.pt", 1, 28, "lora"), ("base.pt", 1, 28, "lora+conv"), ("photos.pt", 4, 16, "lora+conv")])
 def test_on_three_threads_a_place_in_the_chunk_changes_no_bit(file, channels, side, what):
-    """In float32. With 128 examples on three threads the last two networks' rows differ in three places."""
+    """In float32. With 128 examples on three threads the rows of the first two differed in three places."""
     model = base.load(f"assets/{file}").model
     lora.inject(model, 16, 16, lora.TARGETS[what])
     losses, _, trainable = diffusion(model)
